@@ -6,7 +6,9 @@ believed before that.
 """
 
 import os
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
 
@@ -82,6 +84,10 @@ class OpenFile:
             )
         return FileRange(self, start, size_bytes)
 
+    def fileno(self) -> int:
+        """Return the descriptor, for a child process that reads the same file."""
+        return self._descriptor
+
     def close(self) -> None:
         """Close the file; a second call does nothing."""
         if self._descriptor >= 0:
@@ -100,6 +106,34 @@ class FileRange:
     def read(self, start: int, stop: int) -> bytes:
         """Return the bytes from `start` up to `stop` of this part."""
         return self._file.read(self._start + start, self._start + stop)
+
+
+class JoinedStorage:
+    """Storages one after the other, such as a tensor that is cut over several files.
+
+    Example:
+        >>> joined = JoinedStorage([MemoryStorage(b"ab"), MemoryStorage(b"cde")])
+        >>> joined.size_bytes, bytes(joined.read(1, 4))
+        (5, b'bcd')
+    """
+
+    __slots__ = ("_ends", "_parts", "size_bytes")
+
+    def __init__(self, parts: Sequence[Storage]) -> None:
+        self._parts = tuple(parts)
+        self._ends = list(accumulate(part.size_bytes for part in self._parts))
+        self.size_bytes = self._ends[-1] if self._ends else 0
+
+    def read(self, start: int, stop: int) -> bytes | memoryview:
+        """Return the bytes from `start` up to `stop`, from as many parts as they lie in."""
+        found: list[bytes | memoryview] = []
+        place = bisect_right(self._ends, start)
+        while start < stop:
+            part, end = self._parts[place], self._ends[place]
+            begin = end - part.size_bytes
+            found.append(part.read(start - begin, min(stop, end) - begin))
+            start, place = end, place + 1
+        return found[0] if len(found) == 1 else b"".join(found)
 
 
 class MemoryStorage:
