@@ -153,7 +153,7 @@ def take_fingerprint(
         >>> print_.parameters, print_.tensors[0].constant
         (12, 'all equal')
     """
-    tensors = [tensor for tensor in checkpoint.tensors if tensor.kind is not Kind.OPTIMISER]
+    tensors = fingerprinted(checkpoint)
     size_bytes = checkpoint.size_bytes
     if threads < 2 or size_bytes < _PARALLEL_BYTES:
         sha256 = sha256_of(checkpoint.files) if checkpoint.files else ""
@@ -172,6 +172,11 @@ def take_fingerprint(
         declared=dict(checkpoint.declared),
         limits=(*checkpoint.limits, *_limits_of(prints)),
     )
+
+
+def fingerprinted(checkpoint: Checkpoint) -> list[Tensor]:
+    """Return the tensors of a model that its fingerprint has a record of, in its order."""
+    return [tensor for tensor in checkpoint.tensors if tensor.kind is not Kind.OPTIMISER]
 
 
 def _in_parallel(

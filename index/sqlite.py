@@ -1,0 +1,317 @@
+"""The default catalogue: a folder with one SQLite database, which users can open themselves.
+
+Every change is one transaction, and the journal is a write-ahead log, so a process that is killed
+leaves whole models and no parts of one.
+"""
+
+import difflib
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedder.errors import MalformedError
+from embedder.fingerprint import METHOD, Fingerprint
+from embedder.record import from_bytes, to_bytes
+from embedder.vector import DIMENSION
+from index.catalogue import Entry
+from index.errors import CatalogueError, NotCataloguedError
+
+FILE = "catalogue.sqlite"
+SCHEMA = 1
+_COLUMNS = (
+    "name, location, format, sha256, content, parameters, size_bytes, adapter, method, added_at, "
+    "stamp, declared, id"
+)
+_BUSY_S = 30
+
+
+class SqliteCatalogue:
+    """A catalogue in one folder.
+
+    Args:
+        url: The folder, with or without `file://`.
+        create: Make it if it is not there.
+
+    Raises:
+        CatalogueError: There is none, or it cannot be opened.
+
+    Example:
+        >>> import tempfile
+        >>> with SqliteCatalogue(tempfile.mkdtemp() + "/c", create=True) as catalogue:
+        ...     len(catalogue)
+        0
+    """
+
+    def __init__(self, url: str, *, create: bool = False) -> None:
+        self.url = url
+        self.folder = Path(url.removeprefix("file://"))
+        path = self.folder / FILE
+        if not path.is_file() and not create:
+            raise CatalogueError(
+                f"{url}: there is no catalogue here; make one with: lineage add MODEL… "
+                f"--catalogue {url}"
+            )
+        with self._errors():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._database = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)
+            self._database.execute("PRAGMA foreign_keys = ON")
+            self._database.execute("PRAGMA journal_mode = WAL")
+            self._database.execute("PRAGMA synchronous = NORMAL")
+            self._prepare()
+
+    def _prepare(self) -> None:
+        (version,) = self._database.execute("PRAGMA user_version").fetchone()
+        if version == 0:
+            script = files("index").joinpath("schema/001.sql").read_text(encoding="utf-8")
+            # One script is one transaction, so two processes that start at once make one schema.
+            try:
+                self._database.executescript(
+                    f"BEGIN IMMEDIATE; {script} PRAGMA user_version = {SCHEMA}; COMMIT;"
+                )
+            except sqlite3.OperationalError as error:
+                if self._database.in_transaction:
+                    self._database.rollback()
+                if "already exists" not in str(error):
+                    raise
+        elif version != SCHEMA:
+            raise CatalogueError(
+                f"{self.url}: made by another version of this program (schema {version}, "
+                f"here {SCHEMA}); nothing was changed; add the models to a new catalogue"
+            )
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Turn SQLite's errors into ours."""
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            raise CatalogueError(
+                f"{self.url}: {error}; what was finished before is kept"
+            ) from error
+        except OSError as error:
+            raise CatalogueError(f"{self.url}: {error.strerror or error}") from error
+
+    @contextmanager
+    def _change(self) -> Iterator[sqlite3.Connection]:
+        """Run one transaction that changes something."""
+        with self._errors():
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._database
+                self._database.execute("UPDATE generation SET value = value + 1")
+                self._database.execute("COMMIT")
+            except BaseException:
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
+                raise
+
+    def __len__(self) -> int:
+        """Return the number of models."""
+        with self._errors():
+            (count,) = self._database.execute("SELECT count(*) FROM models").fetchone()
+            return int(count)
+
+    def add(self, entry: Entry, fingerprint: Fingerprint) -> Entry:
+        """Remember a model, in place of one of the same name; return it with its number."""
+        sizes: dict[bytes, int] = {}
+        for tensor in fingerprint.counted:
+            if tensor.summary.norm > 0:
+                sizes[tensor.key] = sizes.get(tensor.key, 0) + tensor.size
+        blob = to_bytes(fingerprint)
+        with self._change() as database:
+            database.execute("DELETE FROM models WHERE name = ?", (entry.name,))
+            cursor = database.execute(
+                f"INSERT INTO models ({_COLUMNS}, vector, fingerprint) "
+                f"VALUES ({', '.join('?' * 15)})",
+                (
+                    entry.name,
+                    entry.location,
+                    entry.format,
+                    entry.sha256,
+                    entry.content,
+                    entry.parameters,
+                    entry.size_bytes,
+                    int(entry.adapter),
+                    entry.method,
+                    entry.added_at,
+                    entry.stamp,
+                    json.dumps(entry.declared, default=str),
+                    None,
+                    fingerprint.vector.astype("<f4").tobytes(),
+                    blob,
+                ),
+            )
+            model = cursor.lastrowid
+            database.executemany(
+                "INSERT INTO keys (key, model, size) VALUES (?, ?, ?)",
+                [(key, model, size) for key, size in sizes.items()],
+            )
+        return replace(entry, id=int(model or 0))
+
+    def remove(self, name: str) -> None:
+        """Forget a model and all that belongs to it.
+
+        Raises:
+            NotCataloguedError: No model has that name.
+        """
+        entry = self.get(name)
+        with self._change() as database:
+            database.execute("DELETE FROM models WHERE id = ?", (entry.id,))
+            database.execute(
+                "DELETE FROM measurements WHERE ? IN (first, second) "
+                "AND NOT EXISTS (SELECT 1 FROM models WHERE content = ?)",
+                (entry.content, entry.content),
+            )
+
+    def get(self, name: str) -> Entry:
+        """Return the model of a name.
+
+        Raises:
+            NotCataloguedError: No model has that name.
+        """
+        found = self._select("WHERE name = ?", (name,))
+        if found:
+            return found[0]
+        with self._errors():
+            names = [row[0] for row in self._database.execute("SELECT name FROM models")]
+        raise NotCataloguedError(name, self.url, difflib.get_close_matches(name, names, 3))
+
+    def by_id(self, ids: Sequence[int]) -> list[Entry]:
+        """Return models by number, in the given order."""
+        marks = ", ".join("?" * len(ids))
+        found = {entry.id: entry for entry in self._select(f"WHERE id IN ({marks})", tuple(ids))}
+        return [found[model] for model in ids if model in found]
+
+    def find(self, *, location: str = "", sha256: str = "", content: bytes = b"") -> list[Entry]:
+        """Return the models with all the given properties, in the order of their names."""
+        wanted = {"location": location, "sha256": sha256, "content": content}
+        given = {column: value for column, value in wanted.items() if value}
+        where = " AND ".join(f"{column} = ?" for column in given) or "1"
+        return self._select(f"WHERE {where} ORDER BY name", tuple(given.values()))
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield all models in the order of their names."""
+        yield from self._select("ORDER BY name", ())
+
+    def _select(self, rest: str, values: tuple[object, ...]) -> list[Entry]:
+        with self._errors():
+            rows = self._database.execute(f"SELECT {_COLUMNS} FROM models {rest}", values)
+            return [_entry(row) for row in rows]
+
+    def fingerprint(self, model: int) -> Fingerprint:
+        """Return a model's fingerprint.
+
+        Raises:
+            CatalogueError: There is no such model, or its fingerprint is of another method.
+        """
+        with self._errors():
+            row = self._database.execute(
+                "SELECT fingerprint, name FROM models WHERE id = ?", (model,)
+            ).fetchone()
+        if row is None:
+            raise CatalogueError(f"{self.url}: no model has the number {model}")
+        try:
+            return from_bytes(row[0])
+        except MalformedError as error:
+            raise CatalogueError(f"{self.url}: {row[1]}: {error}") from error
+
+    def vectors(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Return the numbers of all models and their vectors, (n,) and (n, 1024)."""
+        with self._errors():
+            rows = self._database.execute(
+                "SELECT id, vector FROM models WHERE method = ? ORDER BY id", (METHOD,)
+            ).fetchall()
+        ids = np.array([row[0] for row in rows], np.int64)
+        joined = b"".join(row[1] for row in rows)
+        return ids, np.frombuffer(joined, "<f4").reshape(len(rows), DIMENSION)
+
+    def sharing(self, keys: Sequence[bytes]) -> dict[int, int]:
+        """Return model → values that it holds in tensors with one of these keys."""
+        shared: dict[int, int] = {}
+        with self._errors():
+            for first in range(0, len(keys), 500):  # SQLite allows 999 values in a statement
+                some = keys[first : first + 500]
+                marks = ", ".join("?" * len(some))
+                for model, size in self._database.execute(
+                    f"SELECT model, sum(size) FROM keys WHERE key IN ({marks}) GROUP BY model",
+                    tuple(some),
+                ):
+                    shared[model] = shared.get(model, 0) + size
+        return shared
+
+    def generation(self) -> int:
+        """Return a number that goes up with every change."""
+        with self._errors():
+            (value,) = self._database.execute("SELECT value FROM generation").fetchone()
+            return int(value)
+
+    def measurement(self, first: bytes, second: bytes, method: int) -> str | None:
+        """Return what was measured between two contents, if it was."""
+        with self._errors():
+            row = self._database.execute(
+                "SELECT body FROM measurements WHERE first = ? AND second = ? AND method = ?",
+                (first, second, method),
+            ).fetchone()
+        return None if row is None else str(row[0])
+
+    def remember(self, first: bytes, second: bytes, method: int, body: str) -> None:
+        """Remember what was measured between two contents."""
+        with self._errors():
+            self._database.execute(
+                "INSERT OR REPLACE INTO measurements VALUES (?, ?, ?, ?)",
+                (first, second, method, body),
+            )
+
+    def check(self) -> list[str]:
+        """Return what is wrong with the catalogue, in sentences; nothing if all is well."""
+        problems = []
+        with self._errors():
+            problems += [
+                f"the database is damaged: {row[0]}"
+                for row in self._database.execute("PRAGMA integrity_check")
+                if row[0] != "ok"
+            ]
+            rows = self._database.execute("SELECT id, name, method FROM models").fetchall()
+        for model, name, method in rows:
+            if method != METHOD:
+                problems.append(
+                    f"{name}: its fingerprint was made by method {method}, this program uses "
+                    f"{METHOD}; add it again"
+                )
+                continue
+            try:
+                self.fingerprint(model)
+            except CatalogueError as error:
+                problems.append(str(error))
+        return problems
+
+    def close(self) -> None:
+        """Close it; a second call does nothing."""
+        self._database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _entry(row: tuple[Any, ...]) -> Entry:
+    found = dict(zip(_COLUMNS.split(", "), row, strict=True))
+    found["adapter"] = bool(found["adapter"])
+    found["declared"] = json.loads(found["declared"])
+    return Entry(**found)
