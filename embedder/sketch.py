@@ -178,9 +178,9 @@ class Sketcher:
             order: As `numpy.transpose` takes it.
         """
         columns = tuple(self._widths[axis] for axis in order if self._widths[axis])
-        whole = np.transpose(self._sum, order).reshape(columns)
         if not columns:
-            return whole.reshape(1).astype(np.float32)
+            return self._sum.reshape(1).astype(np.float32)
+        whole = np.transpose(self._sum, order).reshape(columns)
         entries = kept(columns)
         return np.asarray(whole[tuple(entries)] / np.sqrt(entries.shape[1]), dtype=np.float32)
 

@@ -88,7 +88,7 @@ class TensorStatistics:
         """Return the values that can be counted, and count the others."""
         kept = np.isfinite(flat)
         # Finite float64 values whose squares overflow are as useless as infinite ones.
-        kept &= np.abs(np.where(kept, flat, 0)) < 1e150
+        kept &= np.abs(np.where(kept, flat, 0)) < np.float64(1e150)
         self.not_finite += flat.size - int(kept.sum())
         return np.asarray(flat[kept])
 

@@ -98,7 +98,7 @@ def _quantised(x: Array, y: Array, prints: Prints) -> Operation | None:
         # clipped, so a few values in a thousand may lie farther off.
         if np.mean(apart <= 0.55 * step) > 0.99:
             return Operation("quantised", theirs.dtype if stored else "values on a lattice", child)
-        relative = float(np.linalg.norm(apart) / max(np.linalg.norm(smooth), 1e-300))
+        relative = float(np.linalg.norm(apart)) / max(float(np.linalg.norm(smooth)), 1e-300)
         if stored and relative < _LARGEST_QUANTISATION_ERROR:
             return Operation("quantised", f"{theirs.dtype}, relative error {relative:.3f}", child)
     return None

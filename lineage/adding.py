@@ -1,0 +1,239 @@
+"""Read models and remember them: incremental, resumable, in parallel.
+
+Each model is one transaction. What was finished stays when the run is stopped; running the same
+command again reads only what is new or has changed.
+"""
+
+import json
+import multiprocessing
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from embedder.discovery import Found, find_models
+from embedder.errors import CheckpointError, EmptyModelError, MissingExtraError, ModelLineageError
+from embedder.fingerprint import METHOD, Fingerprint, take_fingerprint
+from embedder.opening import open_checkpoint
+from index.catalogue import Catalogue, Entry
+
+_POOL_FROM = 12
+"""Models from which worker processes pay for their start (.25 s each)."""
+_LARGE_BYTES = 64 << 20
+"""Models from this size are read one after the other, by two threads each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A model that was not added, and why."""
+
+    model: str
+    reason: str
+
+
+@dataclass(slots=True)
+class Added:
+    """What became of the models of one run.
+
+    Args:
+        added: Names that were read and remembered.
+        unchanged: Names that were there already, their files unchanged.
+        failed: Models that could not be read.
+        limits: Name → what could not be read or counted of an added model.
+    """
+
+    added: list[str] = field(default_factory=list)
+    unchanged: list[str] = field(default_factory=list)
+    failed: list[Failure] = field(default_factory=list)
+    limits: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One model that is to be read.
+
+    Args:
+        name: The name that it will have.
+        path: What to open.
+        size_bytes: Size of the file, or of the folder's files.
+        sure: Whether it must be a model; if not, one without weights is passed over.
+        allow_partial: Read what is there of a model with missing shards.
+    """
+
+    name: str
+    path: Path
+    size_bytes: int
+    sure: bool
+    allow_partial: bool
+
+
+class Watcher:
+    """Hears of the progress of a run. The methods do nothing; the command line overrides them."""
+
+    def planned(self, jobs: Sequence[Job]) -> None:
+        """The models that will be read are known."""
+
+    def finished(self, job: Job) -> None:
+        """One of them was read, or could not be."""
+
+
+def plan(
+    paths: Iterable[Path],
+    catalogue: Catalogue | None,
+    *,
+    name: str = "",
+    allow_partial: bool = False,
+) -> tuple[list[Job], list[str]]:
+    """Return the models that have to be read and the names of those that have not changed.
+
+    Args:
+        paths: Files and folders.
+        catalogue: Where they will go; None if it is not there yet.
+        name: Name of the only model.
+        allow_partial: Read what is there of models with missing shards.
+
+    Raises:
+        NotFoundError: A path does not exist.
+        NameTakenError: `name` was given for several models.
+    """
+    known = {entry.name: entry for entry in catalogue.entries()} if catalogue else {}
+    by_location = {entry.location: entry for entry in known.values()}
+    jobs, unchanged, taken = [], [], set(known)
+    for found in (found for path in paths for found in find_models(path)):
+        location = str(found.path.absolute())
+        entry = by_location.get(location)
+        if entry and entry.method == METHOD and not name and entry.stamp == restamped(entry.stamp):
+            unchanged.append(entry.name)
+            continue
+        chosen = name or (entry.name if entry else _free_name(found, taken))
+        taken.add(chosen)
+        size = _size_of(found.path)
+        jobs.append(Job(chosen, found.path, size, found.sure, allow_partial))
+    return jobs, unchanged
+
+
+def _free_name(found: Found, taken: set[str]) -> str:
+    """Return a name that nobody has: the path's own, with as many parent folders as it takes."""
+    if found.name not in taken:
+        return found.name
+    parts = found.path.absolute().parts
+    for first in range(len(parts) - 2, 0, -1):
+        name = "/".join(parts[first:])
+        if name not in taken:
+            return name
+    return str(found.path.absolute())
+
+
+def _size_of(path: Path) -> int:
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.iterdir() if file.is_file())
+    return path.stat().st_size if path.is_file() else 0
+
+
+def stamp_of(files: Iterable[Path]) -> str:
+    """Return path, size and time of change of each file, to see later whether it has changed."""
+    stamps = []
+    for file in files:
+        found = file.stat()
+        stamps.append([str(file.absolute()), found.st_size, found.st_mtime_ns])
+    return json.dumps(stamps)
+
+
+def restamped(stamp: str) -> str:
+    """Return the stamp that the same files have now; empty if one is gone."""
+    try:
+        return stamp_of(Path(path) for path, _, _ in json.loads(stamp))
+    except (OSError, ValueError):
+        return ""
+
+
+def add_models(
+    catalogue: Catalogue, jobs: Sequence[Job], *, workers: int = 2, watcher: Watcher | None = None
+) -> Added:
+    """Read models and remember them, each as soon as it is read.
+
+    Args:
+        catalogue: Where they go.
+        jobs: From `plan`.
+        workers: Processes that read small models.
+        watcher: Hears of the progress.
+
+    Raises:
+        CatalogueError: The catalogue could not be written; what was finished is kept.
+    """
+    watcher = watcher or Watcher()
+    watcher.planned(jobs)
+    result = Added()
+    for job, outcome in _outcomes(jobs, workers):
+        if isinstance(outcome, Exception):
+            if job.sure or not isinstance(outcome, EmptyModelError):
+                result.failed.append(Failure(job.name, str(outcome)))
+        else:
+            entry = entry_of(job, *outcome)
+            catalogue.add(entry, outcome[0])
+            result.added.append(job.name)
+            if outcome[0].limits:
+                result.limits[job.name] = outcome[0].limits
+        watcher.finished(job)
+    return result
+
+
+Outcome = tuple[Fingerprint, str] | Exception
+
+
+def _outcomes(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Outcome]]:
+    """Yield each model's fingerprint and stamp, or why there is none, as they come."""
+    small = [job for job in jobs if job.size_bytes < _LARGE_BYTES]
+    if workers < 2 or len(small) < _POOL_FROM:
+        for job in jobs:
+            yield job, read_model(job)
+        return
+    for job in jobs:
+        if job.size_bytes >= _LARGE_BYTES:
+            yield job, read_model(job)
+    # Spawned, not forked: a fork would copy threads' locks in whatever state they are.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread)
+    try:
+        waiting: dict[Future[Outcome], Job] = {pool.submit(read_model, job): job for job in small}
+        for done in as_completed(waiting):
+            yield waiting[done], done.exception() or done.result()  # type: ignore[misc]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _one_thread() -> None:
+    # One thread in each of two processes beats two threads in one for many small products.
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
+
+def read_model(job: Job) -> Outcome:
+    """Open one model and take its fingerprint; return that and its stamp, or the error."""
+    try:
+        with open_checkpoint(job.path, allow_partial=job.allow_partial) as checkpoint:
+            stamp = stamp_of(checkpoint.files)
+            return take_fingerprint(checkpoint), stamp
+    except (CheckpointError, MissingExtraError) as error:
+        return error
+    except (OSError, MemoryError, RecursionError) as error:
+        return ModelLineageError(f"{job.path}: {error or type(error).__name__}")
+
+
+def entry_of(job: Job, fingerprint: Fingerprint, stamp: str) -> Entry:
+    """Return the catalogue's entry for a model that was just read."""
+    return Entry(
+        name=job.name,
+        location=str(job.path.absolute()),
+        format=fingerprint.format,
+        sha256=fingerprint.sha256,
+        content=fingerprint.content,
+        parameters=fingerprint.parameters,
+        size_bytes=fingerprint.size_bytes,
+        adapter=fingerprint.adapter,
+        method=fingerprint.method,
+        added_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        stamp=stamp,
+        declared=fingerprint.declared,
+    )
