@@ -6,7 +6,7 @@ through a fixed amount of memory.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -74,6 +74,8 @@ class Tensor:
         kind: What it is for.
         axes: The order that brings the stored axes to out × in × space, as
             `numpy.transpose` takes it; empty when the stored order is that already, or unknown.
+        stored_values: Number of values that the file holds for it, where `storage` computes more
+            from them, as from the factors of a low-rank product.
     """
 
     name: str
@@ -82,6 +84,7 @@ class Tensor:
     storage: Storage
     kind: Kind = Kind.WEIGHT
     axes: tuple[int, ...] = ()
+    stored_values: int | None = None
 
     @property
     def size(self) -> int:
@@ -100,9 +103,8 @@ class Tensor:
 
     def read(self) -> Values:
         """Return all values in stored order. For small tensors; large ones have `blocks`."""
-        return self.encoding.decode(self.storage.read(0, self.storage.size_bytes), 0).reshape(
-            self.shape
-        )
+        values = self.encoding.decode(self.storage.read(0, self.storage.size_bytes), 0)
+        return values[: self.size].reshape(self.shape)  # the last unit may hold more
 
     def canonical(self) -> Values:
         """Return all values as out × in × space."""
@@ -154,6 +156,9 @@ class Checkpoint:
         declared: What card, config and header say; never mixed with what the weights say.
         limits: What could not be read, in words.
         adapter: Whether it is an adapter that needs a base model.
+        aliases: Further name → name in `tensors`, where one tensor (or branch) has several names.
+        renderings: Other files that hold the same model in other formats.
+        on_close: What else to do when it is closed.
     """
 
     location: str
@@ -164,11 +169,18 @@ class Checkpoint:
     limits: list[str] = field(default_factory=list)
     adapter: bool = False
     open_files: list[OpenFile] = field(default_factory=list, repr=False)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    renderings: tuple[Path, ...] = ()
+    on_close: list[Callable[[], None]] = field(default_factory=list, repr=False)
 
     @property
     def parameters(self) -> int:
         """Values in all weight tensors; biases, norms and constants too, optimiser state not."""
-        return sum(tensor.size for tensor in self.tensors if is_parameter(tensor))
+        return sum(
+            tensor.size if tensor.stored_values is None else tensor.stored_values
+            for tensor in self.tensors
+            if is_parameter(tensor)
+        )
 
     @property
     def size_bytes(self) -> int:
@@ -179,6 +191,9 @@ class Checkpoint:
         """Close the files; a second call does nothing."""
         for file in self.open_files:
             file.close()
+        for action in self.on_close:
+            action()
+        self.on_close.clear()
 
     def __enter__(self) -> Self:
         return self

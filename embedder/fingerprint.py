@@ -120,6 +120,15 @@ class Fingerprint:
         return combined(tensor.bits for tensor in self.parameter_tensors)
 
     @property
+    def identity(self) -> bytes:
+        """Digest of all tensors with their names and order: what places in `tensors` refer to."""
+        parts = (
+            f"{tensor.name} {tensor.kind}".encode("utf-8", "replace") + tensor.bits
+            for tensor in self.tensors
+        )
+        return combined([b"\n".join(parts)])
+
+    @property
     def parameter_tensors(self) -> list[TensorPrint]:
         """Tensors that hold parameters: no indices, scales or optimiser state."""
         return [t for t in self.tensors if t.kind not in (Kind.BUFFER, Kind.SCALE) and t.size]

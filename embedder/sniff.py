@@ -174,7 +174,9 @@ def _starts(*magics: bytes) -> Callable[[Content], bool]:
 
 
 def _is_torch_legacy(content: Content) -> bool:
-    return content.head[:1] == b"\x80" and content.head[2:].startswith(_TORCH_LEGACY)
+    head = content.head
+    start = 11 if head[2:3] == b"\x95" else 2  # protocol 4 puts a frame of 9 bytes before it
+    return head[:1] == b"\x80" and head[start:].startswith(_TORCH_LEGACY)
 
 
 def _is_pickle(content: Content) -> bool:

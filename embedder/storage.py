@@ -103,6 +103,11 @@ class FileRange:
     def __init__(self, file: OpenFile, start: int, size_bytes: int) -> None:
         self._file, self._start, self.size_bytes = file, start, size_bytes
 
+    @property
+    def start(self) -> int:
+        """Where in the file it begins."""
+        return self._start
+
     def read(self, start: int, stop: int) -> bytes:
         """Return the bytes from `start` up to `stop` of this part."""
         return self._file.read(self._start + start, self._start + stop)

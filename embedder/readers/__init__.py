@@ -47,8 +47,6 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "tflite": ("tflite",),
     "hdf5": ("h5py",),
     "keras": ("h5py",),
-    "flax": ("msgpack",),
-    "thinc": ("msgpack",),
 }
 """Format → packages of the extra `formats` that it needs."""
 
