@@ -29,6 +29,7 @@ class Entry:
         format: Format of its files.
         sha256: Of its file or files.
         content: Digest of its stored tensors.
+        identity: Digest of its tensors with their names and order.
         parameters: Values in all weight tensors.
         size_bytes: Of its file or files.
         adapter: Whether it is an adapter.
@@ -44,6 +45,7 @@ class Entry:
     format: str
     sha256: str
     content: bytes
+    identity: bytes
     parameters: int
     size_bytes: int
     adapter: bool
@@ -105,10 +107,10 @@ class Catalogue(Protocol):
         """Return a number that goes up with every change."""
 
     def measurement(self, first: bytes, second: bytes, method: int) -> str | None:
-        """Return what was measured between two contents, if it was."""
+        """Return what was measured between two identities, if it was."""
 
     def remember(self, first: bytes, second: bytes, method: int, body: str) -> None:
-        """Remember what was measured between two contents."""
+        """Remember what was measured between two identities."""
 
     def check(self) -> list[str]:
         """Return what is wrong with the catalogue, in sentences; nothing if all is well."""

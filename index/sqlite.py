@@ -28,8 +28,8 @@ from index.errors import CatalogueError, NotCataloguedError
 FILE = "catalogue.sqlite"
 SCHEMA = 1
 _COLUMNS = (
-    "name, location, format, sha256, content, parameters, size_bytes, adapter, method, added_at, "
-    "stamp, declared, id"
+    "name, location, format, sha256, content, identity, parameters, size_bytes, adapter, method, "
+    "added_at, stamp, declared, id"
 )
 _BUSY_S = 30
 
@@ -131,13 +131,14 @@ class SqliteCatalogue:
             database.execute("DELETE FROM models WHERE name = ?", (entry.name,))
             cursor = database.execute(
                 f"INSERT INTO models ({_COLUMNS}, vector, fingerprint) "
-                f"VALUES ({', '.join('?' * 15)})",
+                f"VALUES ({', '.join('?' * 16)})",
                 (
                     entry.name,
                     entry.location,
                     entry.format,
                     entry.sha256,
                     entry.content,
+                    entry.identity,
                     entry.parameters,
                     entry.size_bytes,
                     int(entry.adapter),
@@ -168,8 +169,8 @@ class SqliteCatalogue:
             database.execute("DELETE FROM models WHERE id = ?", (entry.id,))
             database.execute(
                 "DELETE FROM measurements WHERE ? IN (first, second) "
-                "AND NOT EXISTS (SELECT 1 FROM models WHERE content = ?)",
-                (entry.content, entry.content),
+                "AND NOT EXISTS (SELECT 1 FROM models WHERE identity = ?)",
+                (entry.identity, entry.identity),
             )
 
     def get(self, name: str) -> Entry:
@@ -255,7 +256,7 @@ class SqliteCatalogue:
             return int(value)
 
     def measurement(self, first: bytes, second: bytes, method: int) -> str | None:
-        """Return what was measured between two contents, if it was."""
+        """Return what was measured between two identities, if it was."""
         with self._errors():
             row = self._database.execute(
                 "SELECT body FROM measurements WHERE first = ? AND second = ? AND method = ?",
@@ -264,7 +265,7 @@ class SqliteCatalogue:
         return None if row is None else str(row[0])
 
     def remember(self, first: bytes, second: bytes, method: int, body: str) -> None:
-        """Remember what was measured between two contents."""
+        """Remember what was measured between two identities."""
         with self._errors():
             self._database.execute(
                 "INSERT OR REPLACE INTO measurements VALUES (?, ?, ?, ?)",

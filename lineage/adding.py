@@ -98,7 +98,7 @@ def plan(
         NotFoundError: A path does not exist.
         NameTakenError: `name` was given for several models.
     """
-    known = {entry.name: entry for entry in catalogue.entries()} if catalogue else {}
+    known = {entry.name: entry for entry in catalogue.entries()} if catalogue is not None else {}
     by_location = {entry.location: entry for entry in known.values()}
     jobs, unchanged, taken = [], [], set(known)
     for found in (found for path in paths for found in find_models(path)):
@@ -229,6 +229,7 @@ def entry_of(job: Job, fingerprint: Fingerprint, stamp: str) -> Entry:
         format=fingerprint.format,
         sha256=fingerprint.sha256,
         content=fingerprint.content,
+        identity=fingerprint.identity,
         parameters=fingerprint.parameters,
         size_bytes=fingerprint.size_bytes,
         adapter=fingerprint.adapter,

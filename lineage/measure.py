@@ -2,7 +2,7 @@
 
 Exact from their weights where those are at hand, estimated from their fingerprints where not.
 
-A `Measurement` depends on the two contents alone, so it is kept in the catalogue. What it means
+A `Measurement` depends on the two models alone, so it is kept in the catalogue. What it means
 is decided elsewhere (`lineage.relation`).
 """
 
@@ -19,7 +19,7 @@ from embedder.checkpoint import Checkpoint, Tensor
 from embedder.encoding import Values
 from embedder.fingerprint import Fingerprint, TensorPrint, fingerprinted
 from embedder.sketch import transposed
-from lineage.operations import operation_between
+from lineage.operations import operation_between, operation_by_type
 from lineage.pairing import Match, is_learned_vector, pair_tensors
 
 METHOD = 1
@@ -81,7 +81,7 @@ class PairMeasure:
         return self.operation in SAME
 
 
-SAME = frozenset({"equal", "turned", "shuffled", "reordered", "cast", "rescaled"})
+SAME = frozenset({"equal", "turned", "shuffled", "reordered", "rounded", "cast", "rescaled"})
 """Operations that leave the weights what they are."""
 
 
@@ -230,7 +230,14 @@ class _ComparedBySketch:
             return start
         turned = transposed(theirs.sketch, theirs.squeezed, match.order)
         difference = float(np.sum((turned - ours.sketch).astype(np.float64) ** 2))
-        return replace(start, difference=difference)
+        measured = replace(start, difference=difference)
+        energy = max(measured.first_energy, measured.second_energy)
+        found = (
+            operation_by_type((ours, theirs), math.sqrt(difference / energy)) if energy else None
+        )
+        if found is None:
+            return measured
+        return replace(measured, operation=found.name, detail=found.detail, child=found.child)
 
 
 class _ComparedByValue:
@@ -263,7 +270,9 @@ class _ComparedByValue:
         found = operation_between(x, y, prints, measured.cosine)
         if found is None:
             return measured
-        detail = found.detail or start.detail
+        if match.grown is not None and measured.equal == 1:
+            return replace(measured, operation="equal")
+        detail = "; ".join(filter(None, (found.detail, start.detail)))
         return replace(measured, operation=found.name, detail=detail, child=found.child)
 
     def _in_slices(

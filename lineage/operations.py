@@ -27,7 +27,7 @@ class Operation:
     """What alone turns one tensor into another.
 
     Args:
-        name: `turned`, `reordered`, `cast`, `rescaled`, `quantised` or `pruned`.
+        name: `turned`, `reordered`, `rounded`, `cast`, `rescaled`, `quantised` or `pruned`.
         detail: More of it, in words.
         child: Which of the two it was applied to: `first`, `second`, or empty if that cannot
             be told.
@@ -66,6 +66,25 @@ def operation_between(x: Array, y: Array, prints: Prints, cosine: float) -> Oper
     return None
 
 
+def operation_by_type(prints: Prints, step: float) -> Operation | None:
+    """Return the operation that the stored types suggest where values are not at hand.
+
+    Args:
+        prints: The records of both tensors.
+        step: ‖Y − X‖ / ‖X‖, estimated from sketches.
+    """
+    first, second = prints
+    if first.quantised != second.quantised and step < _LARGEST_QUANTISATION_ERROR:
+        child, dtype = ("second", second.dtype) if second.quantised else ("first", first.dtype)
+        return Operation("quantised", f"{dtype}, relative error about {step:.3f}", child)
+    digits = {"F32": 24, "F64": 53, "F16": 11, "BF16": 8}
+    ours, theirs = digits.get(first.narrow, 0), digits.get(second.narrow, 0)
+    if ours and theirs and ours != theirs and step < 2.0 ** -min(ours, theirs):
+        child = "second" if theirs < ours else "first"
+        return Operation("cast", f"rounded to {prints[child == 'second'].narrow}", child)
+    return None
+
+
 def _equal(x: Array, y: Array, prints: Prints) -> Operation | None:
     return Operation("turned", "in another order of axes") if np.array_equal(x, y) else None
 
@@ -79,7 +98,7 @@ def _cast(x: Array, y: Array, prints: Prints) -> Operation | None:
             if np.array_equal(rounded, narrow):
                 return Operation("cast", f"rounded to {name}", child)
     if np.allclose(x, y, rtol=1e-6, atol=1e-9 * float(np.abs(x).max())):
-        return Operation("cast", "equal to the rounding of float32")
+        return Operation("rounded", "equal to the rounding of float32")
     return None
 
 

@@ -6,6 +6,7 @@ CREATE TABLE models (
     format      TEXT NOT NULL,
     sha256      TEXT NOT NULL,
     content     BLOB NOT NULL,
+    identity    BLOB NOT NULL,
     parameters  INTEGER NOT NULL,
     size_bytes  INTEGER NOT NULL,
     adapter     INTEGER NOT NULL,
@@ -30,7 +31,7 @@ CREATE TABLE keys (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX keys_by_model ON keys (model);
 
--- What was measured between two contents. It depends on nothing else, so it never grows stale.
+-- What was measured between two identities. It depends on nothing else, so it never grows stale.
 CREATE TABLE measurements (
     first  BLOB NOT NULL,
     second BLOB NOT NULL,

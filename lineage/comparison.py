@@ -1,0 +1,150 @@
+"""The evidence for one pair: measured, decided, refined by third models, and given a direction."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from index.search import ModelIndex
+from lineage.chance import corrected
+from lineage.direction import Direction, direction_of
+from lineage.measure import Measurement
+from lineage.models import Model, known_model, measure_models
+from lineage.relation import Relation, Verdict, decide
+from lineage.third import Meeting, meeting_point, refined
+
+THIRD_MODELS = 6
+"""Third models that are asked about one pair; each costs two measurements."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Comparison:
+    """What two models are to each other, with the evidence.
+
+    Args:
+        first: One model.
+        second: The other.
+        verdict: The relation and the numbers.
+        direction: Which came first; `parent→child` means `first`.
+        measured: Tensor by tensor.
+        corrected_for: Number of models searched, or claims checked, for which chance is corrected.
+    """
+
+    first: Model
+    second: Model
+    verdict: Verdict
+    direction: Direction
+    measured: Measurement
+    corrected_for: int = 1
+
+    @property
+    def relation(self) -> Relation:
+        """The word for it."""
+        return self.verdict.relation
+
+    @property
+    def chance(self) -> float | None:
+        """Corrected probability of the agreement without kinship; None where values prove it."""
+        if self.verdict.chance is None:
+            return None
+        return corrected(self.verdict.chance.p, self.corrected_for)
+
+
+def compare_models(
+    first: Model,
+    second: Model,
+    known: ModelIndex | None = None,
+    *,
+    exact: bool = True,
+    corrected_for: int = 1,
+) -> Comparison:
+    """Compare two models.
+
+    Args:
+        first: One model.
+        second: The other.
+        known: Catalogued models, asked as third models; None to look at the pair alone.
+        exact: Whether to read weights, or to be content with fingerprints.
+        corrected_for: Number of models searched, or claims checked.
+    """
+    catalogue = known.catalogue if known else None
+    measured = measure_models(first, second, catalogue, exact=exact)
+    verdict = decide(first.fingerprint, second.fingerprint, measured)
+    meetings: list[Meeting] = []
+    if known is not None and verdict.relation is Relation.CANNOT_SAY:
+        constants = shared_constants(first, second, measured, known)
+        if constants:
+            verdict = decide(first.fingerprint, second.fingerprint, measured, constants)
+    if known is not None and verdict.relation is Relation.FINE_TUNE:
+        meetings = list(_meetings(first, second, measured, known, exact=exact))
+        verdict = refined(verdict, meetings)
+    direction = direction_of(first.fingerprint, second.fingerprint, verdict, measured, meetings)
+    return Comparison(first, second, verdict, direction, measured, corrected_for)
+
+
+def reversed_comparison(found: Comparison) -> Comparison:
+    """Return a comparison with the two models in the other order."""
+    verdict = replace(
+        found.verdict,
+        first_share=found.verdict.second_share,
+        second_share=found.verdict.first_share,
+    )
+    return Comparison(
+        found.second,
+        found.first,
+        verdict,
+        found.direction.reversed(),
+        found.measured.reversed(),
+        found.corrected_for,
+    )
+
+
+def _meetings(
+    first: Model, second: Model, between: Measurement, known: ModelIndex, *, exact: bool
+) -> Iterable[Meeting]:
+    """Yield where the branches of catalogued relatives meet those of two models."""
+    catalogue = known.catalogue
+    own = {first.content, second.content}
+    asked = 0
+    for candidate in known.candidates(first.fingerprint):
+        (entry,) = catalogue.by_id([candidate.model])
+        if entry.content in own or asked == THIRD_MODELS or candidate.cosine < LIKE_ENOUGH:
+            continue
+        own.add(entry.content)
+        asked += 1
+        third = known_model(entry, catalogue)
+        to_first = measure_models(first, third, catalogue, exact=exact)
+        to_second = measure_models(second, third, catalogue, exact=exact)
+        found = meeting_point(third.name, between, to_first, to_second)
+        if found is not None:
+            yield found
+
+
+LIKE_ENOUGH = 0.5
+"""Inner product of the vectors from which a catalogued model may be a near relative of a pair."""
+
+
+def shared_constants(
+    first: Model, second: Model, measured: Measurement, known: ModelIndex
+) -> frozenset[bytes]:
+    """Return digests of equal tensors that a third model has and nothing else of these two.
+
+    Three models that share one tensor bit by bit and nothing else have it from a formula or a
+    table, not from each other.
+    """
+    found = set()
+    ids = {model.entry.id for model in (first, second) if model.entry}
+    for pair in measured.pairs:
+        tensor = first.fingerprint.tensors[pair.first_place]
+        if not pair.same_values or not tensor.values:
+            continue
+        holders = known.catalogue.sharing([tensor.key]).keys() - ids
+        others = [
+            [other.key for other in side.fingerprint.counted if other.key != tensor.key]
+            for side in (first, second)
+        ]
+        more = set().union(*(known.catalogue.sharing(keys).keys() for keys in others))
+        if holders - more:
+            found.add(tensor.values)
+    return frozenset(found)
+
+
+Compare = Callable[[Model, Model], Comparison]

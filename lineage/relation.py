@@ -1,0 +1,456 @@
+"""What two models are to each other, decided from what was measured between them.
+
+The rules go from what cannot be doubted (equal bytes, equal bits, equal values) to what needs a
+measure of chance, and end in *unrelated* only where a relative would have shown. Where two
+explanations fit, the answer is `cannot-say`.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from embedder.checkpoint import Kind
+from embedder.fingerprint import Fingerprint, TensorPrint
+from lineage.chance import (
+    Chance,
+    chance_of,
+    has_power,
+    shipped_controls,
+    spread_of,
+    tensor_variance,
+)
+from lineage.measure import Measurement, PairMeasure
+
+
+class Relation(StrEnum):
+    """The words of CONTRACTS 3, the first that applies first."""
+
+    IDENTICAL_FILE = "identical-file"
+    SAME_TENSORS = "same-tensors"
+    SAME_WEIGHTS = "same-weights"
+    MERGE = "merge"
+    LAYER_EDIT = "layer-edit"
+    ADAPTER = "adapter"
+    LORA = "lora"
+    FINE_TUNE = "fine-tune"
+    PART_OF = "part-of"
+    EXTENDED = "extended"
+    PRUNED = "pruned"
+    QUANTISED = "quantised"
+    PERTURBED = "perturbed"
+    SIBLING = "sibling"
+    SAME_START = "same-start"
+    UNRELATED = "unrelated"
+    CANNOT_SAY = "cannot-say"
+
+    @property
+    def related(self) -> bool | None:
+        """Whether the two are kin; None where that is not known."""
+        if self in (Relation.SAME_START, Relation.CANNOT_SAY):
+            return None
+        return self is not Relation.UNRELATED
+
+
+CLOSE = 0.12
+"""Relative step ‖Y − X‖/‖X‖ of a tensor up to which training went on from the other's values.
+Networks of one start trained apart on the same data part by .13 or more in every larger tensor
+(36 runs of six regimes); the fine-tunes of the corpus step by .03 to .12."""
+
+CLOSE_SHARE = 0.5
+"""Share of the matched values in close tensors from which a trained ancestor is told. In those 36
+runs the largest share was .01."""
+
+UNIFORM_KURTOSIS = -0.6
+"""Excess kurtosis below which a tensor still has the uniform distribution of a common random start
+(−1.2). Of fourteen trained models of the corpus only one, a small super-resolution net, has
+tensors like that; networks trained with so small a rate that twins of one start stay within
+`CLOSE` of each other (width 1,024, SGD at .02) have little else."""
+
+UNIFORM_SHARE = 0.3
+
+KIN_Z = 4.0
+KIN_COSINE = 0.1
+"""A tensor beats the controls from four standard deviations and a cosine of .1: of 1,067 tensors
+of unrelated pairs of the corpus .2 % pass three deviations and none five."""
+
+SHOWN = 1e-6
+"""Chance below which an agreement counts as shown; a search corrects it for its size."""
+
+MOVED_VECTOR = 1e-3
+"""Relative difference from which a bias or norm was changed and not only rounded."""
+
+_NUMERIC = {"quantised": Relation.QUANTISED, "pruned": Relation.PRUNED}
+_WORDS = {
+    "turned": "transpose",
+    "shuffled": "reorder",
+    "reordered": "reorder",
+    "rounded": "re-export",
+    "rescaled": "rescale",
+    "cast": "cast",
+    "quantised": "quantise",
+    "pruned": "prune",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A relation with the reasons for it.
+
+    Args:
+        relation: The first word that applies.
+        operations: All that was done, in the order in which it seems to have been done.
+        agreement: Size-weighted centred cosine above chance; None where nothing is matched.
+        distance: ‖Y − X‖ / ‖X‖ over the matched tensors; None where nothing is matched.
+        first_share: Share of the first's counted values in tensors that beat the controls.
+        second_share: The same for the second.
+        chance: How likely strangers agree as much; None for relations shown by equal values.
+        reasons: Sentences.
+        limits: What was not read, not paired, not calibrated, or fits two explanations.
+    """
+
+    relation: Relation
+    operations: tuple[str, ...]
+    agreement: float | None
+    distance: float | None
+    first_share: float
+    second_share: float
+    chance: Chance | None
+    reasons: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class _Case:
+    """Everything that the rules look at."""
+
+    first: Fingerprint
+    second: Fingerprint
+    measured: Measurement
+    constants: frozenset[bytes]
+    same: list[PairMeasure] = field(default_factory=list)
+    explained: list[PairMeasure] = field(default_factory=list)
+    moved: list[PairMeasure] = field(default_factory=list)
+    limits: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for pair in self.measured.pairs:
+            if self.first.tensors[pair.first_place].values in self.constants:
+                self.limits.append(
+                    f"{pair.first}: bit-equal in models that share nothing else; not counted"
+                )
+            elif pair.same_values:
+                self.same.append(pair)
+            elif pair.operation in _NUMERIC:
+                self.explained.append(pair)
+            else:
+                self.moved.append(pair)
+
+    @property
+    def matched(self) -> list[PairMeasure]:
+        return [*self.same, *self.explained, *self.moved]
+
+    @property
+    def grown(self) -> list[PairMeasure]:
+        """Same or explained pairs in which one tensor has rows or columns that the other lacks."""
+        return [pair for pair in self.matched if pair.first_size != pair.second_size]
+
+    def alone(self, places: Sequence[int], prints: Sequence[TensorPrint]) -> int:
+        return sum(prints[place].size for place in places)
+
+    @property
+    def more(self) -> tuple[int, int]:
+        """Counted values of each model in tensors that the other has no partner for."""
+        return (
+            self.alone(self.measured.first_alone, self.first.tensors),
+            self.alone(self.measured.second_alone, self.second.tensors),
+        )
+
+    @property
+    def kin(self) -> list[PairMeasure]:
+        """Pairs that beat the controls."""
+        kappa, mean = shipped_controls().kappa, shipped_controls().mean
+        found = [*self.same, *self.explained]
+        for pair in self.moved:
+            deviation = math.sqrt(tensor_variance(pair, kappa))
+            if pair.cosine > KIN_COSINE and (pair.cosine - mean) / deviation > KIN_Z:
+                found.append(pair)
+        return found
+
+    def verdict(self, relation: Relation, *reasons: str, operations: Sequence[str] = ()) -> Verdict:
+        agreement, distance, chance = _numbers(self)
+        counted = (
+            sum(tensor.size for tensor in self.first.counted) or 1,
+            sum(tensor.size for tensor in self.second.counted) or 1,
+        )
+        kin = sum(pair.size for pair in self.kin)
+        proven = relation in _PROVEN
+        limits = [*self.limits, *self.measured.limits]
+        if chance is not None and chance.extrapolated and not proven:
+            limits.append(
+                f"chance below 1 in {chance.controls + 1:,} is extrapolated from the law of "
+                "the controls"
+            )
+        return Verdict(
+            relation,
+            tuple(operations),
+            agreement,
+            distance,
+            min(1.0, kin / counted[0]),
+            min(1.0, kin / counted[1]),
+            None if proven else chance,
+            reasons,
+            tuple(limits),
+        )
+
+
+_PROVEN = frozenset(
+    {
+        Relation.IDENTICAL_FILE,
+        Relation.SAME_TENSORS,
+        Relation.SAME_WEIGHTS,
+        Relation.PART_OF,
+        Relation.EXTENDED,
+        Relation.PRUNED,
+        Relation.QUANTISED,
+    }
+)
+
+
+def _numbers(case: _Case) -> tuple[float | None, float | None, Chance | None]:
+    """Return agreement, distance and chance over the matched tensors."""
+    pairs = case.matched
+    total = sum(pair.size for pair in pairs)
+    if total == 0:
+        return None, None, None
+    same = {id(pair) for pair in case.same}
+    cosine = sum(pair.size * (1.0 if id(pair) in same else pair.cosine) for pair in pairs) / total
+    steps = sum(0.0 if id(pair) in same else pair.difference for pair in pairs)
+    energy = sum(pair.first_energy for pair in pairs)
+    mean = shipped_controls().mean
+    chance = chance_of(cosine, spread_of(pairs))
+    distance = math.sqrt(steps / energy) if energy > 0 else 0.0
+    return (cosine - mean) / (1 - mean), distance, chance
+
+
+def decide(
+    first: Fingerprint,
+    second: Fingerprint,
+    measured: Measurement,
+    constants: frozenset[bytes] = frozenset(),
+) -> Verdict:
+    """Return what two models are to each other, from themselves alone.
+
+    Third models may refine the answer; see `lineage.third`.
+
+    Args:
+        first: One model.
+        second: The other.
+        measured: What was measured between them.
+        constants: Digests of values that are bit-equal in models that share nothing else.
+    """
+    case = _Case(first, second, measured, constants)
+    if first.sha256 and first.sha256 == second.sha256:
+        return case.verdict(Relation.IDENTICAL_FILE, "equal bytes")
+    if first.content == second.content:
+        return case.verdict(
+            Relation.SAME_TENSORS, "all tensors have equal shapes and bits", operations=_wrap(case)
+        )
+    if first.adapter or second.adapter:
+        return _adapter(case)
+    for rule in (_all_accounted_for, _trained_further, _nothing_in_common):
+        found = rule(case)
+        if found is not None:
+            return found
+    return case.verdict(
+        Relation.CANNOT_SAY,
+        "the agreement is beyond chance, and a common random start explains it as well as a "
+        "common trained ancestor",
+    )
+
+
+def _wrap(case: _Case) -> list[str]:
+    return ["convert"] if case.first.format != case.second.format else ["repackage"]
+
+
+def _adapter(case: _Case) -> Verdict:
+    case.limits.append("an adapter was compared by the shapes that it fits; its base is not in it")
+    return case.verdict(Relation.CANNOT_SAY, "shapes alone tie an adapter to no base")
+
+
+def _operations(case: _Case) -> list[str]:
+    """Return the words for what was done to the pairs, each once, in a plausible order."""
+    done = {pair.operation for pair in case.matched}
+    words = [word for name, word in _WORDS.items() if name in done]
+    if "rescale" in words and _norm_folded(case):
+        words[words.index("rescale")] = "fold-norm"
+    return list(dict.fromkeys(words))
+
+
+def _norm_folded(case: _Case) -> bool:
+    """Say whether one model has running statistics and the other lacks them."""
+    counts = [
+        sum(tensor.size for tensor in side.tensors if tensor.kind is Kind.STATISTIC)
+        for side in (case.first, case.second)
+    ]
+    return min(counts) == 0 < max(counts)
+
+
+def _all_accounted_for(case: _Case) -> Verdict | None:
+    """Every matched tensor is equal once a cast, layout, scale, lattice or zero is undone."""
+    if case.moved or not case.matched:
+        return None
+    first_more, second_more = case.more
+    operations = _operations(case)
+    if not case.explained and _moved_vectors(case) and not (first_more or second_more):
+        return case.verdict(
+            Relation.FINE_TUNE,
+            "all matrices are equal; biases or norms were trained further",
+            operations=[*operations, "fine-tune"],
+        )
+    if first_more and second_more:
+        return _both_have_more(case, operations)
+    if case.grown:
+        operations.append("extend")
+    if first_more or second_more:
+        operations.append("part-of")
+        whole = "first" if first_more else "second"
+        reason = f"all counted tensors of one are in the {whole}, which has more"
+        return case.verdict(Relation.PART_OF, reason, operations=operations)
+    if case.grown:
+        details = "; ".join(f"{pair.first}: {pair.detail}" for pair in case.grown[:3])
+        return case.verdict(Relation.EXTENDED, details, operations=operations)
+    kinds = {_NUMERIC[pair.operation] for pair in case.explained}
+    for relation in (Relation.PRUNED, Relation.QUANTISED):
+        if relation in kinds:
+            detail = case.explained[0].detail
+            return case.verdict(relation, detail, operations=operations)
+    return case.verdict(
+        Relation.SAME_WEIGHTS,
+        "all counted tensors are equal once layout, type and scales are undone",
+        operations=operations or _wrap(case),
+    )
+
+
+def _both_have_more(case: _Case, operations: list[str]) -> Verdict | None:
+    """Equal tensors, and in both models others without a partner: another head, or one constant."""
+    shared = sum(pair.size for pair in case.same)
+    smaller = min(shared + more for more in case.more)
+    if shared >= smaller / 2 and len(case.same) >= 2:
+        return case.verdict(
+            Relation.FINE_TUNE,
+            f"{len(case.same)} tensors are equal and each model has others of its own shape",
+            operations=[*operations, "replace-head"],
+        )
+    return _few_equal(case)
+
+
+def _few_equal(case: _Case) -> Verdict:
+    names = ", ".join(pair.first for pair in case.same[:3])
+    case.limits.append(f"equal in both, and given by no known formula: {names}")
+    return case.verdict(
+        Relation.CANNOT_SAY,
+        "a few equal tensors and nothing else in common: a shared constant fits",
+    )
+
+
+def _moved_vectors(case: _Case) -> bool:
+    """Say whether biases or norms differ by more than rounding where weights do not explain it."""
+    if any(pair.operation == "rescaled" for pair in case.same):
+        return False
+    moved = [
+        pair
+        for pair in case.measured.vectors
+        if not pair.same_values
+        and pair.difference > MOVED_VECTOR**2 * max(pair.first_energy, 1e-30)
+    ]
+    paired = sum(pair.size for pair in case.measured.vectors)
+    return paired > 0 and sum(pair.size for pair in moved) > 0.5 * paired
+
+
+def _trained_further(case: _Case) -> Verdict | None:
+    """Most of the matched values are equal or close to the other's: training went on from them."""
+    total = sum(pair.size for pair in case.matched)
+    if total == 0:
+        return None
+    equal = sum(pair.size for pair in case.same)
+    explained = sum(pair.size for pair in case.explained)
+    close = [
+        pair
+        for pair in case.moved
+        if pair.difference <= CLOSE**2 * max(pair.first_energy, pair.second_energy)
+        and pair.cosine > 0.9
+    ]
+    near = equal + explained + sum(pair.size for pair in close)
+    if near < CLOSE_SHARE * total:
+        return None
+    if len(case.same) < 2 and equal > 0.9 * near:
+        return None  # a single equal tensor may be a constant
+    if equal + explained < 0.1 * total and _like_a_random_start(case, close):
+        case.limits.append(
+            "the weights still have the uniform distribution of a random start: twins of one "
+            "start that were hardly trained look the same"
+        )
+        return None
+    operations = [*_operations(case), "fine-tune"]
+    strangers = [pair for pair in case.moved if pair not in case.kin]
+    if strangers or all(case.more):
+        operations.append("replace-head")
+    if case.grown:
+        operations.append("extend")
+    steps = [math.sqrt(pair.difference / max(pair.first_energy, 1e-30)) for pair in close]
+    reason = f"{near / total:.0%} of the matched values are equal or close"
+    if steps:
+        reason += f"; close tensors step by {min(steps):.3f} to {max(steps):.3f} of their norm"
+    return case.verdict(Relation.FINE_TUNE, reason, operations=operations)
+
+
+def _like_a_random_start(case: _Case, close: list[PairMeasure]) -> bool:
+    """Say whether the close tensors still look as they were drawn."""
+    total = sum(pair.size for pair in close)
+    uniform = sum(
+        pair.size
+        for pair in close
+        if case.first.tensors[pair.first_place].summary.kurtosis < UNIFORM_KURTOSIS
+        and not case.first.tensors[pair.first_place].quantised
+    )
+    return total > 0 and uniform > UNIFORM_SHARE * total
+
+
+def _nothing_in_common(case: _Case) -> Verdict | None:
+    """Unrelated, if a child would have shown; otherwise too little to tell."""
+    if case.same:
+        few = sum(pair.size for pair in case.same)
+        kin_moved = [pair for pair in case.kin if pair in case.moved]
+        if few and not kin_moved:
+            return _few_equal(case)
+        return None
+    counted = [sum(tensor.size for tensor in side.counted) for side in (case.first, case.second)]
+    if not case.matched:
+        if min(counted) < SMALLEST:
+            return case.verdict(
+                Relation.CANNOT_SAY, f"only {min(counted):,} counted values to compare"
+            )
+        case.limits.append("no two tensors have a shape in common; distillation does not show")
+        return case.verdict(Relation.UNRELATED, "no two tensors have a shape in common")
+    spread = spread_of(case.matched)
+    _, _, chance = _numbers(case)
+    kin = case.kin
+    kin_values = sum(pair.size for pair in kin) / sum(pair.size for pair in case.matched)
+    beyond = chance is not None and chance.p < SHOWN
+    if (kin_values >= 0.2 or len(kin) >= 0.3 * len(case.matched)) and (beyond or kin_values > 0.5):
+        return None
+    if not has_power(spread):
+        return case.verdict(
+            Relation.CANNOT_SAY,
+            "too few comparable values: a child at drift 1 would not have shown for sure",
+        )
+    return case.verdict(
+        Relation.UNRELATED,
+        f"{len(case.matched)} pairs of tensors agree no more than strangers do; a child at "
+        "drift 1 would have shown with probability .999",
+    )
+
+
+SMALLEST = 1000
+"""Counted values below which nothing is said of models that share no shape."""

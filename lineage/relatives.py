@@ -1,0 +1,99 @@
+"""All catalogued kin of a model: parents, children and the rest."""
+
+from dataclasses import dataclass
+
+from index.search import Candidate, ModelIndex
+from lineage.comparison import Comparison, compare_models, reversed_comparison
+from lineage.direction import BACKWARD, FORWARD
+from lineage.models import Model, known_model
+from lineage.relation import Relation
+
+EXACT_FIRST = 24
+"""Candidates, the likeliest first, that are compared by their weights; the rest by fingerprints."""
+
+LISTED = frozenset(
+    {
+        Relation.IDENTICAL_FILE,
+        Relation.SAME_TENSORS,
+        Relation.SAME_WEIGHTS,
+        Relation.MERGE,
+        Relation.LAYER_EDIT,
+        Relation.ADAPTER,
+        Relation.LORA,
+        Relation.FINE_TUNE,
+        Relation.PART_OF,
+        Relation.EXTENDED,
+        Relation.PRUNED,
+        Relation.QUANTISED,
+        Relation.PERTURBED,
+    }
+)
+"""Relations that `parents` and `children` list (CONTRACTS 6)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Relatives:
+    """The kin of a model among the catalogued ones.
+
+    Args:
+        model: The model that was asked about.
+        searched: Catalogued models that the answer stands for, without the model itself.
+        found: Comparisons whose `first` is the other model and whose `second` is this one, nearest
+            first.
+    """
+
+    model: Model
+    searched: int
+    found: tuple[Comparison, ...]
+
+    def parents(self) -> list[Comparison]:
+        """Return the listed kin that are not found to be children."""
+        return [c for c in self._listed() if c.direction.answer != BACKWARD]
+
+    def children(self) -> list[Comparison]:
+        """Return the listed kin that are not found to be parents; X is the parent in each."""
+        listed = [c for c in self._listed() if c.direction.answer != FORWARD]
+        return [reversed_comparison(c) if c.direction.answer == BACKWARD else c for c in listed]
+
+    def _listed(self) -> list[Comparison]:
+        return [found for found in self.found if found.relation in LISTED]
+
+
+def find_relatives(model: Model, known: ModelIndex, *, exact: bool = True) -> Relatives:
+    """Return every catalogued model that is kin to one.
+
+    Args:
+        model: The model to ask about; it need not be catalogued.
+        known: The catalogue's index.
+        exact: Whether to read the weights of the likeliest candidates.
+    """
+    own = model.entry.id if model.entry else 0
+    candidates = [c for c in known.candidates(model.fingerprint) if c.model != own]
+    searched = len(known.catalogue) - (1 if own else 0)
+    found = []
+    for place, candidate in enumerate(candidates):
+        comparison = _compared(
+            model, candidate, known, exact=exact and place < EXACT_FIRST, searched=searched
+        )
+        if comparison.relation.related:
+            found.append(comparison)
+    found.sort(key=nearest_first)
+    return Relatives(model, searched, tuple(found))
+
+
+def _compared(
+    model: Model, candidate: Candidate, known: ModelIndex, *, exact: bool, searched: int
+) -> Comparison:
+    (entry,) = known.catalogue.by_id([candidate.model])
+    other = known_model(entry, known.catalogue)
+    quick = compare_models(other, model, None, exact=False, corrected_for=searched)
+    if quick.relation is Relation.UNRELATED or not exact:
+        # Fingerprints can show that two models are strangers, and that costs no reading.
+        return quick
+    return compare_models(other, model, known, corrected_for=searched)
+
+
+def nearest_first(found: Comparison) -> tuple[float, float, str]:
+    """Return the key of the order in CONTRACTS 6: agreement falling, distance rising, name."""
+    verdict = found.verdict
+    return (-(verdict.agreement or 0.0), verdict.distance or 0.0, found.first.name)
