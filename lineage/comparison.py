@@ -1,6 +1,7 @@
 """The evidence for one pair: measured, decided, refined by third models, and given a direction."""
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from index.search import ModelIndex
@@ -84,6 +85,7 @@ def reversed_comparison(found: Comparison) -> Comparison:
     """Return a comparison with the two models in the other order."""
     verdict = replace(
         found.verdict,
+        distance=distance_from_second(found),
         first_share=found.verdict.second_share,
         second_share=found.verdict.first_share,
     )
@@ -95,6 +97,17 @@ def reversed_comparison(found: Comparison) -> Comparison:
         found.measured.reversed(),
         found.corrected_for,
     )
+
+
+def distance_from_second(found: Comparison) -> float | None:
+    """Return ‖Y − X‖ / ‖X‖ with the second model as X."""
+    energies = [0.0, 0.0]
+    for pair in found.measured.pairs:
+        energies[0] += pair.first_energy
+        energies[1] += pair.second_energy
+    if found.verdict.distance is None or min(energies) <= 0:
+        return found.verdict.distance
+    return found.verdict.distance * math.sqrt(energies[0] / energies[1])
 
 
 def _meetings(
@@ -145,6 +158,3 @@ def shared_constants(
         if holders - more:
             found.add(tensor.values)
     return frozenset(found)
-
-
-Compare = Callable[[Model, Model], Comparison]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from embedder.checkpoint import Kind
 from embedder.fingerprint import Fingerprint
 from lineage.measure import Measurement
+from lineage.operations import ON_LATTICE
 from lineage.relation import Relation, Verdict
 from lineage.third import AT, Meeting
 
@@ -44,6 +45,9 @@ _IRREVERSIBLE = {"quantised": 0.99, "pruned": 0.99, "cast": 0.95}
 """Operation → how sure it is that the rounded, thinned or coarser one is the child. A wider copy of
 a cast model has equal values and no direction; the rest is what a rewritten file may imitate."""
 
+ENOUGH = 0.9
+"""Probability below which third models give no direction."""
+
 _NO_DIRECTION = frozenset(
     {
         Relation.IDENTICAL_FILE,
@@ -76,6 +80,7 @@ def direction_of(
         return Direction()
     votes = [
         *_by_operation(measured),
+        *_by_lattice(measured),
         *_by_growth(verdict, measured),
         *_by_folding(first, second, verdict),
         *_by_third_models(verdict, meetings),
@@ -104,6 +109,15 @@ def _by_operation(measured: Measurement) -> list[Direction]:
             reason = f"only the {child} is {operation}, which cannot be undone"
             votes.append(_towards(child, confidence, reason))
     return votes
+
+
+def _by_lattice(measured: Measurement) -> list[Direction]:
+    """One lies on a lattice and the other does not, though more was done between them."""
+    children = {p.child for p in measured.pairs if p.detail == ON_LATTICE}
+    if len(children) != 1:
+        return []
+    (child,) = children
+    return [_towards(child, 0.9, f"only the {child} lies on a lattice")]
 
 
 def _by_growth(verdict: Verdict, measured: Measurement) -> list[Direction]:
@@ -139,6 +153,8 @@ def _by_third_models(verdict: Verdict, meetings: Sequence[Meeting]) -> list[Dire
     child = "second" if hub == "first" else "first"
     # Of the models on the star any may be the root; only if the other one is, the answer is wrong.
     confidence = (number + 1) / (number + 2)
+    if confidence < ENOUGH:
+        return []
     return [_towards(child, confidence, f"the branches of {number} other models meet at the {hub}")]
 
 

@@ -19,7 +19,7 @@ from embedder.checkpoint import Checkpoint, Tensor
 from embedder.encoding import Values
 from embedder.fingerprint import Fingerprint, TensorPrint, fingerprinted
 from embedder.sketch import transposed
-from lineage.operations import operation_between, operation_by_type
+from lineage.operations import KIN, ON_LATTICE, coarser, operation_between, operation_by_type
 from lineage.pairing import Match, is_learned_vector, pair_tensors
 
 METHOD = 1
@@ -269,7 +269,8 @@ class _ComparedByValue:
         measured = _with(start, compared([(x, y)]))
         found = operation_between(x, y, prints, measured.cosine)
         if found is None:
-            return measured
+            child = coarser(x, y, prints) if measured.cosine > KIN else ""
+            return replace(measured, detail=ON_LATTICE, child=child) if child else measured
         if match.grown is not None and measured.equal == 1:
             return replace(measured, operation="equal")
         detail = "; ".join(filter(None, (found.detail, start.detail)))

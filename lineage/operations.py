@@ -14,7 +14,7 @@ from embedder.fingerprint import TensorPrint
 
 Array = NDArray[np.floating]
 
-_KIN = 0.3
+KIN = 0.3
 """Cosine below which only the tests run that need no likeness in place."""
 
 _ROUNDING = 2e-5
@@ -59,7 +59,7 @@ def operation_between(x: Array, y: Array, prints: Prints, cosine: float) -> Oper
         _quantised,
         _pruned,
     ]
-    for test in [*(likely if cosine > _KIN else []), _rescaled, _reordered]:
+    for test in [*(likely if cosine > KIN else []), _rescaled, _reordered]:
         found = test(x, y, prints)
         if found is not None:
             return found
@@ -102,6 +102,21 @@ def _cast(x: Array, y: Array, prints: Prints) -> Operation | None:
     return None
 
 
+ON_LATTICE = "on a lattice"
+"""Detail of a pair of which one tensor is quantised and more was done between them."""
+
+
+def coarser(x: Array, y: Array, prints: Prints) -> str:
+    """Return which of two tensors alone lies on a lattice: `first`, `second` or empty."""
+    for coarse, smooth, theirs, ours, child in (
+        (y, x, prints[1], prints[0], "second"),
+        (x, y, prints[0], prints[1], "first"),
+    ):
+        if (theirs.quantised and not ours.quantised) or _on_lattice(coarse, smooth):
+            return child
+    return ""
+
+
 def _quantised(x: Array, y: Array, prints: Prints) -> Operation | None:
     """One lies on a lattice, and the other within about half a step of it."""
     for smooth, coarse, ours, theirs, child in (
@@ -129,13 +144,43 @@ for Q8_0 (.005) to NF4 (.092) in the scout notes of `lineage-methods`."""
 
 
 def _on_lattice(coarse: Array, smooth: Array) -> bool:
-    """Say whether the values of each row take few levels, and the other's do not."""
-    rows = coarse.reshape(len(coarse), -1)[:16, :4096]
-    others = smooth.reshape(len(smooth), -1)[:16, :4096]
-    if rows.shape[1] < 64:
+    """Say whether the rows of one, or its runs of 32, take few evenly spaced levels.
+
+    The other must not, or both are coarse and neither was made from the other by rounding.
+    """
+    rows, others = (values.reshape(len(values), -1)[:32, :4096] for values in (coarse, smooth))
+    if rows.shape[1] >= 16 and _share_even(rows, 256) > 0.9 and _share_even(others, 256) < 0.5:
+        return True
+    if rows.shape[1] % _GROUP:
         return False
-    levels = max(len(np.unique(row)) for row in rows)
-    return levels <= 256 and levels < 0.5 * max(len(np.unique(row)) for row in others)
+    grouped = [values.reshape(-1, _GROUP)[:256] for values in (rows, others)]
+    return _share_even(grouped[0], 16) > 0.9 and _share_even(grouped[1], 16) < 0.5
+
+
+_GROUP = 32
+"""Values that share a scale in the common 4-bit types."""
+
+
+def _share_even(rows: Array, levels: int) -> float:
+    """Return the share of rows whose values are whole multiples of one step apart.
+
+    Args:
+        rows: (rows, values).
+        levels: Most levels between the smallest and the largest value.
+    """
+    ordered = np.sort(rows.astype(np.float64), axis=1)
+    gaps = np.diff(ordered, axis=1)
+    reach = ordered[:, -1:] - ordered[:, :1]
+    gaps = np.where(gaps > 1e-5 * reach, gaps, np.inf)
+    smallest = gaps.min(axis=1, keepdims=True, initial=np.inf)
+    even = np.zeros(len(rows), bool)
+    for part in (1, 2, 3):  # the smallest gap that occurs may be a few steps
+        step = smallest / part
+        with np.errstate(invalid="ignore", divide="ignore"):
+            places = (ordered - ordered[:, :1]) / step
+            off = np.abs(places - np.round(places)).max(axis=1)
+        even |= (off < 0.05) & (places[:, -1] <= levels) & np.isfinite(smallest[:, 0])
+    return float(np.mean(even))
 
 
 def _steps(coarse: Array) -> Array:
@@ -205,6 +250,8 @@ def _median(values: Array, axis: int) -> Array:
 
 def _reordered(x: Array, y: Array, prints: Prints) -> Operation | None:
     """Rows or columns, or both, stand in another order, as permuted units and gates do."""
+    if x.ndim == 1 and np.array_equal(np.sort(x), np.sort(y)):
+        return Operation("reordered", "values in another order")
     if x.ndim < 2:
         return None
     energies = (

@@ -160,7 +160,7 @@ def _by_key(left: _Side, right: _Side) -> list[Match]:
         others = [o for o in others if sorted(right.tensors[o].squeezed) == shape]
         if not others:
             continue
-        cosines, orders = _cosines(left, right, [place], others, any_order=True)
+        cosines, orders = _cosines(left, right, [place], others)
         for column, other in enumerate(others):
             cosine = float(cosines[0, column])
             how = "turned" if 1 - cosine < _SAME_SKETCH else "shuffled"
@@ -222,7 +222,7 @@ def _within_group(left: _Side, right: _Side, ours: list[int], theirs: list[int])
 
 
 def _cosines(
-    left: _Side, right: _Side, ours: list[int], theirs: list[int], *, any_order: bool = False
+    left: _Side, right: _Side, ours: list[int], theirs: list[int]
 ) -> tuple[NDArray[np.float64], list[list[Order]]]:
     """Return the best cosine over orders of axes for each pair, and the order that gave it.
 
@@ -237,8 +237,8 @@ def _cosines(
     for turn, tie in enumerate(ties):
         turned = np.stack([transposed(numbers, shape, tie) for numbers in columns])
         found = rows @ turned.T.astype(np.float64)
-        better = found > cosines + (0.0 if any_order else 0.2)
-        better &= found > (-1.0 if any_order else _LIKE)
+        better = (found > cosines + 0.2) & (found > _LIKE)
+        better |= (1 - found < _SAME_SKETCH) & (found > cosines)
         replaced = np.ones_like(better) if turn == 0 else better
         cosines[replaced], chosen[replaced] = found[replaced], turn
     orders = [

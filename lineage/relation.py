@@ -21,6 +21,7 @@ from lineage.chance import (
     tensor_variance,
 )
 from lineage.measure import Measurement, PairMeasure
+from lineage.operations import ON_LATTICE
 
 
 class Relation(StrEnum):
@@ -392,7 +393,9 @@ def _trained_further(case: _Case) -> Verdict | None:
             "start that were hardly trained look the same"
         )
         return None
-    operations = [*_operations(case), "fine-tune"]
+    operations = ["fine-tune", *_operations(case)]
+    if any(pair.detail == ON_LATTICE for pair in case.moved):
+        operations.append("quantise")
     strangers = [pair for pair in case.moved if pair not in case.kin]
     if strangers or all(case.more):
         operations.append("replace-head")

@@ -1,9 +1,9 @@
 """How catalogued models descend from each other: a forest of the nearest kin.
 
-Models of equal tensors are one node. Every node is joined to its nearest kin (a minimum spanning
-forest on the drift between them, Kruskal 1956); siblings get an ancestor that nobody has seen. Each
-component is then rooted where the fewest known directions are contradicted, and edges whose
-direction is not known say so.
+Models of equal tensors are one node. Each node's parent is chosen among its kin so that the whole
+forest costs least (`lineage.arborescence`); a link costs its squared drift and the share of values
+that only one of the two has. A link of known direction counts one way, one of unknown direction
+both ways, and its edge says so. Families that are siblings get an ancestor that nobody has seen.
 """
 
 from collections import defaultdict
@@ -14,13 +14,23 @@ import numpy as np
 
 from index.catalogue import Entry
 from index.search import ModelIndex
-from lineage.comparison import Comparison
-from lineage.direction import BACKWARD, FORWARD
+from lineage.arborescence import Edge as Arc
+from lineage.arborescence import minimum_forest
+from lineage.comparison import Comparison, distance_from_second
+from lineage.direction import BACKWARD, FORWARD, UNKNOWN
 from lineage.models import known_model
 from lineage.relation import Relation
 from lineage.relatives import LISTED, find_relatives
 
 RESAMPLES = 100
+
+ROOT_COST = 100.0
+"""Cost of a node without a parent: more than any link, so that kin are always joined."""
+
+UNSEEN = "unseen ancestor"
+
+
+Links = dict[tuple[str, str], Comparison]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +121,10 @@ def _nodes(entries: Iterable[Entry]) -> list[Node]:
 
 def _links(
     known: ModelIndex, nodes: Sequence[Node], entries: Sequence[Entry], node_of: dict[str, str]
-) -> dict[tuple[str, str], Comparison]:
+) -> Links:
     """Return the kin pairs of nodes, each once, as comparisons of the first with the second."""
     by_name = {entry.name: entry for entry in entries}
-    links: dict[tuple[str, str], Comparison] = {}
+    links: Links = {}
     for node in nodes:
         model = known_model(by_name[node.name], known.catalogue)
         for found in find_relatives(model, known).found:
@@ -127,70 +137,92 @@ def _links(
 
 
 class _Forest:
-    """Joins nodes by their nearest kin, and roots what is joined."""
+    """Chooses each node's parent, and joins sibling families by unseen ancestors."""
 
-    def __init__(self, nodes: Sequence[Node], links: dict[tuple[str, str], Comparison]) -> None:
+    def __init__(self, nodes: Sequence[Node], links: Links) -> None:
         self._nodes = list(nodes)
         self._links = links
-        self._group = {node.id: node.id for node in nodes}
-        self._edges: list[Edge] = []
-        self._unseen: dict[str, str] = {}  # observed node → its unseen parent
+        self._unseen = 0
 
     def tree(self) -> Tree:
-        for pair in sorted(self._links, key=self._length):
-            self._join(pair)
-        self._edges = [replace(edge, support=self._support(edge)) for edge in self._edges]
-        return Tree(tuple(self._nodes), tuple(self._rooted()))
+        edges = self._descent()
+        edges += self._siblings(edges)
+        edges = [replace(edge, support=self._support(edge, edges)) for edge in edges]
+        order = {node.id: place for place, node in enumerate(self._nodes)}
+        edges.sort(key=lambda edge: (order[edge.parent], edge.length or 0.0, edge.child))
+        return Tree(tuple(self._nodes), tuple(edges))
 
-    def _length(self, pair: tuple[str, str]) -> tuple[float, tuple[str, str]]:
-        return (self._links[pair].verdict.distance or 0.0, pair)
+    def _descent(self) -> list[Edge]:
+        place = {node.id: number for number, node in enumerate(self._nodes)}
+        arcs: list[Arc] = []
+        made: list[Edge] = []
+        for (first, second), found in sorted(self._links.items()):
+            if found.relation is Relation.SIBLING:
+                continue
+            answer = found.direction.answer
+            known = answer in (FORWARD, BACKWARD)
+            for parent, child, against in ((first, second, BACKWARD), (second, first, FORWARD)):
+                if answer == against:
+                    continue
+                # Ties go to the plainer operation, then to the parent with nearer and more kin.
+                cost = _cost(found) + 1e-6 * len(found.verdict.operations)
+                cost += 1e-3 * self._remoteness(parent) - 1e-8 * self._kin_count(parent)
+                arcs.append((place[parent], place[child], cost))
+                length = found.verdict.distance if parent == first else distance_from_second(found)
+                made.append(Edge(parent, child, found.relation, known, length, 1.0))
+        chosen = minimum_forest(len(self._nodes), arcs, ROOT_COST)
+        return [made[arc] for arc in chosen if arc >= 0]
 
-    def _root(self, node: str) -> str:
-        while self._group[node] != node:
-            node = self._group[node]
-        return node
+    def _remoteness(self, node: str) -> float:
+        """Return how far a node is on average from the kin that might as well be its parents."""
+        costs = [
+            _cost(found)
+            for pair, found in self._links.items()
+            if node in pair and found.direction.answer == UNKNOWN and _cost(found) > 0
+        ]
+        return float(np.mean(costs)) if costs else 0.0
 
-    def _join(self, pair: tuple[str, str]) -> None:
-        first, second = pair
-        if self._root(first) == self._root(second):
-            return
-        found = self._links[pair]
-        if found.relation is Relation.SIBLING:
-            self._join_siblings(pair)
-        else:
-            direction = found.direction.answer
-            parent, child = (second, first) if direction == BACKWARD else (first, second)
-            known = direction in (FORWARD, BACKWARD)
-            self._edges.append(
-                Edge(parent, child, found.relation, known, found.verdict.distance, 1.0)
-            )
-        self._group[self._root(first)] = self._root(second)
+    def _kin_count(self, node: str) -> int:
+        return sum(node in pair for pair in self._links)
 
-    def _join_siblings(self, pair: tuple[str, str]) -> None:
-        first, second = pair
-        unseen = self._unseen.get(first) or self._unseen.get(second)
-        if unseen is None:
-            unseen = f"unseen ancestor {len(set(self._unseen.values())) + 1}"
-            self._nodes.append(Node(unseen, unseen, observed=False))
-            self._group[unseen] = self._root(first)
-        for node in pair:
-            if self._unseen.get(node) != unseen:
-                self._unseen[node] = unseen
-                # Half of the squared distance lies on either side for equal siblings.
-                self._edges.append(Edge(unseen, node, Relation.FINE_TUNE, True, None, 1.0))
+    def _siblings(self, edges: Sequence[Edge]) -> list[Edge]:
+        """Return edges from unseen ancestors to the roots of families that are siblings."""
+        parent = {edge.child: edge.parent for edge in edges}
 
-    def _support(self, edge: Edge) -> float:
+        def root(node: str) -> str:
+            while node in parent:
+                node = parent[node]
+            return node
+
+        made = []
+        siblings = [p for p, found in self._links.items() if found.relation is Relation.SIBLING]
+        for first, second in sorted(siblings, key=lambda pair: (_cost(self._links[pair]), pair)):
+            tops = root(first), root(second)
+            if tops[0] == tops[1]:
+                continue
+            unseen = next((top for top in tops if top.startswith(UNSEEN)), "") or self._new_node()
+            for top in tops:
+                if top != unseen:
+                    parent[top] = unseen
+                    made.append(Edge(unseen, top, Relation.FINE_TUNE, True, None, 1.0))
+        return made
+
+    def _new_node(self) -> str:
+        self._unseen += 1
+        name = f"{UNSEEN} {self._unseen}"
+        self._nodes.append(Node(name, name, observed=False))
+        return name
+
+    def _support(self, edge: Edge, edges: Sequence[Edge]) -> float:
         """Return the share of resamples of the tensors in which the edge stays in the forest.
 
         It does while no other link between the two sides that it joins is shorter.
         """
-        pair = next(
-            (p for p in ((edge.parent, edge.child), (edge.child, edge.parent)) if p in self._links),
-            None,
-        )
+        pairs = ((edge.parent, edge.child), (edge.child, edge.parent))
+        pair = next((found for found in pairs if found in self._links), None)
         if pair is None:
             return 1.0
-        side = self._side_of(edge)
+        side = _side_of(edge, edges)
         own = _steps(self._links[pair])
         rivals = [
             _steps(found)
@@ -205,73 +237,35 @@ class _Forest:
         sums = np.array([own, *rivals])[:, drawn].sum(axis=2)  # (1 + rivals, resamples)
         return float(np.mean(sums[0] <= sums[1:].min(axis=0)))
 
-    def _side_of(self, edge: Edge) -> set[str]:
-        """Return the nodes that stay with the parent when an edge is cut."""
-        around: dict[str, list[Edge]] = defaultdict(list)
-        for other in self._edges:
-            if other is not edge:
-                around[other.parent].append(other)
-                around[other.child].append(other)
-        return set(_reached(edge.parent, around))
 
-    def _rooted(self) -> list[Edge]:
-        """Return the edges, those of unknown direction turned away from the best root."""
-        around: dict[str, list[Edge]] = defaultdict(list)
-        for edge in self._edges:
-            around[edge.parent].append(edge)
-            around[edge.child].append(edge)
-        done: set[str] = set()
-        result = []
-        for node in (node.id for node in self._nodes):
-            if node in done or not around[node]:
-                continue
-            members = _reached(node, around)
-            done |= set(members)
-            # Fewest contradicted directions; then the node with the most kin around it.
-            best = min(
-                members,
-                key=lambda root: (_contradicted(root, around), -len(around[root]), root),
-            )
-            result += _turned(best, around)
-        return result
+def _cost(found: Comparison) -> float:
+    """Return squared drift, and two for each share of values that only one of the two has.
+
+    Two is the squared distance of strangers of equal norm.
+    """
+    alone = 0.0
+    matched = sum(pair.size for pair in found.measured.pairs)
+    for model in (found.first, found.second):
+        counted = sum(tensor.size for tensor in model.fingerprint.counted) or 1
+        alone += max(0.0, 1 - matched / counted)
+    return (found.verdict.distance or 0.0) ** 2 + 2 * alone
+
+
+def _side_of(edge: Edge, edges: Sequence[Edge]) -> set[str]:
+    """Return the nodes that stay with the parent when an edge is cut."""
+    around: dict[str, list[str]] = defaultdict(list)
+    for other in edges:
+        if other is not edge:
+            around[other.parent].append(other.child)
+            around[other.child].append(other.parent)
+    found, queue = {edge.parent}, [edge.parent]
+    while queue:
+        for node in around[queue.pop()]:
+            if node not in found:
+                found.add(node)
+                queue.append(node)
+    return found
 
 
 def _steps(found: Comparison) -> list[float]:
     return [p.difference / max(p.first_energy, 1e-30) for p in found.measured.pairs]
-
-
-def _reached(start: str, around: dict[str, list[Edge]]) -> list[str]:
-    found, queue = [start], [start]
-    while queue:
-        node = queue.pop()
-        for edge in around[node]:
-            other = edge.child if edge.parent == node else edge.parent
-            if other not in found:
-                found.append(other)
-                queue.append(other)
-    return found
-
-
-def _away_from(root: str, around: dict[str, list[Edge]]) -> list[tuple[Edge, str, str]]:
-    """Return each edge with its nearer and its farther end, seen from a root."""
-    seen, queue, result = {root}, [root], []
-    while queue:
-        node = queue.pop(0)
-        for edge in around[node]:
-            other = edge.child if edge.parent == node else edge.parent
-            if other not in seen:
-                seen.add(other)
-                queue.append(other)
-                result.append((edge, node, other))
-    return result
-
-
-def _contradicted(root: str, around: dict[str, list[Edge]]) -> int:
-    return sum(edge.known and edge.parent != near for edge, near, _ in _away_from(root, around))
-
-
-def _turned(root: str, around: dict[str, list[Edge]]) -> list[Edge]:
-    return [
-        edge if edge.known else replace(edge, parent=near, child=far)
-        for edge, near, far in _away_from(root, around)
-    ]

@@ -13,10 +13,9 @@ from onnx.reference import ReferenceEvaluator
 
 from embedder.checkpoint import Kind
 from embedder.opening import open_checkpoint
+from onnx_writer import Array, random, run, save_graph, tensor_named
 from reader_contract import assembled
-from test_embedder_readers_onnx import random, run, save_graph, tensor_named
 
-Array = NDArray[np.generic]
 RNG = np.random.default_rng(12)
 MS = "com.microsoft"
 

@@ -334,7 +334,6 @@ def test_a_matrix_that_is_sparse_in_blocks_is_expanded(tmp_path: Path) -> None:
         (Sparsity((0, 1), [1 << 30, 3]), (2, 3), "level of 1,073,741,824"),
         (Sparsity((0, 1, 2), [2, 3, 0], (0,)), (2, 3), "a block of 0"),
         (Sparsity((0, 1, 2), [2, 3, 1], (5,)), (2, 3), r"blocks \[5\] do not fit"),
-        (Sparsity((0, 1), [1, 3]), (1 << 20, 1 << 20), "values; at most"),
         (
             Sparsity((0, 1), [2, (np.array([0, 1, 3]), np.array([0, 1, 9]))]),
             (2, 3),
@@ -362,6 +361,12 @@ def test_sparse_tensors_whose_parts_do_not_fit_are_refused(
 ) -> None:
     given = Given(shape, random(3), sparsity=sparsity)
     with pytest.raises(MalformedError, match=problem):
+        open_checkpoint(one_layer(tmp_path / "m", "FULLY_CONNECTED", given))
+
+
+def test_a_sparse_tensor_too_large_to_expand_is_refused(tmp_path: Path) -> None:
+    given = Given((1 << 20, 1 << 20), random(3), sparsity=Sparsity((0, 1), [1, 3]))
+    with pytest.raises(UnsupportedError, match="at most 134,217,728 values of all sparse"):
         open_checkpoint(one_layer(tmp_path / "m", "FULLY_CONNECTED", given))
 
 

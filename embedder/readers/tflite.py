@@ -7,10 +7,10 @@ package stumbles over in a damaged file is told as damage.
 Kernels of LSTM and RNN layers are separate tensors here and lie as out × in already.
 """
 
+import math
 import mmap
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -118,22 +118,64 @@ def open_tflite(path: Path, *, allow_partial: bool = False) -> Checkpoint:
     )
 
 
-@dataclass(eq=False)
+class _Budget:
+    """Reads lists and texts of a flatbuffer, all together no more than the file can hold.
+
+    Offsets may lead anywhere, so that a small file can name one long list many times over.
+    """
+
+    def __init__(self, file: OpenFile) -> None:
+        self._file = file
+        self._bytes_left = 2 * file.size_bytes
+        self._entries_left = _MOST_ENTRIES
+
+    def count(self, number: int) -> range:
+        """Return the places of a list of records."""
+        self.take(number * 4)
+        self._entries_left -= number
+        if self._entries_left < 0:
+            raise MalformedError(
+                self._file.path, f"its lists have more than {_MOST_ENTRIES:,} entries"
+            )
+        return range(number)
+
+    def take(self, size_bytes: int) -> None:
+        """Account for bytes before they are copied."""
+        self._bytes_left -= size_bytes
+        if self._bytes_left < 0:
+            raise MalformedError(
+                self._file.path,
+                f"its lists promise more entries than its {self._file.size_bytes:,} bytes can hold",
+                "get the file again",
+            )
+
+    def text(self, record: Any, slot: int) -> str:
+        """Return the text in a slot of a record."""
+        table = record._tab
+        offset = table.Offset(slot)
+        if not offset:
+            return ""
+        length, start = table.VectorLen(offset), table.Vector(offset)
+        self.take(length)
+        return bytes(table.Bytes[start : start + length]).decode("utf-8", "surrogateescape")
+
+    def numbers(self, found: Any) -> NDArray[Any]:
+        """Return a list of numbers; the package gives 0 for one that is not there."""
+        if not isinstance(found, np.ndarray):
+            return np.zeros(0, np.int64)
+        self.take(found.nbytes)
+        return found.copy()
+
+
 class _Model:
     """A model that is being read."""
 
-    file: OpenFile
-    schema: Any
-    allow_partial: bool
-    limits: list[str] = field(default_factory=list)
-
     def __init__(self, file: OpenFile, schema: Any, *, allow_partial: bool) -> None:
         self.file, self.schema, self.allow_partial = file, schema, allow_partial
-        self.limits = []
-        # Bytes of all lists and texts together, so that a list cannot be given many times over.
-        self._room = 2 * file.size_bytes
-        self._entries = _MOST_ENTRIES
+        self.limits: list[str] = []
+        self._budget = _Budget(file)
         self._data_room = file.size_bytes * _ROOM_FACTOR
+        self._dense_room = LARGEST_VALUES
         with file.path.open("rb") as opened:
             content = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
         self._root = schema.Model.GetRootAsModel(content, 0)
@@ -147,18 +189,20 @@ class _Model:
     def tensors(self) -> tuple[Tensor, ...]:
         """Return the constants of all subgraphs."""
         graphs = [
-            self._root.Subgraphs(place) for place in self._count(self._root.SubgraphsLength())
+            self._root.Subgraphs(place)
+            for place in self._budget.count(self._root.SubgraphsLength())
         ]
         codes = [
-            self._operator_name(place) for place in self._count(self._root.OperatorCodesLength())
+            self._operator_name(place)
+            for place in self._budget.count(self._root.OperatorCodesLength())
         ]
         for graph in graphs:
-            numbers = self._count(graph.TensorsLength())
+            numbers = self._budget.count(graph.TensorsLength())
             self._values.append([self._flow.new_value() for _ in numbers])
             for place, value in zip(numbers, self._values[-1], strict=True):
                 self._add_tensor(graph.Tensors(place), value)
         for place, graph in enumerate(graphs):
-            for operator in self._count(graph.OperatorsLength()):
+            for operator in self._budget.count(graph.OperatorsLength()):
                 self._add_operator(graphs, place, graph.Operators(operator), codes)
         self._flow.find_static()
         operators = Operators(self._argument)
@@ -175,62 +219,27 @@ class _Model:
         """Return what the file says of itself."""
         root = self._root
         signatures = [  # their keys
-            self._text(root.SignatureDefs(place), 8)
-            for place in self._count(root.SignatureDefsLength())
+            self._budget.text(root.SignatureDefs(place), 8)
+            for place in self._budget.count(root.SignatureDefsLength())
         ]
         metadata = [
-            self._text(root.Metadata(place), 4) for place in self._count(root.MetadataLength())
+            self._budget.text(root.Metadata(place), 4)
+            for place in self._budget.count(root.MetadataLength())
         ]
         facts = {
             "version": int(root.Version()),
-            "description": self._text(root, 10),
+            "description": self._budget.text(root, 10),
             "signatures": signatures,
             "metadata": metadata,
         }
         return {key: value for key, value in facts.items() if value}
-
-    def _count(self, number: int) -> range:
-        """Return the places of a list of records, if the file can hold one so long."""
-        self._take(number * 4)
-        self._entries -= number
-        if self._entries < 0:
-            raise MalformedError(
-                self.file.path, f"its lists have more than {_MOST_ENTRIES:,} entries"
-            )
-        return range(number)
-
-    def _take(self, number: int) -> None:
-        self._room -= number
-        if self._room < 0:
-            raise MalformedError(
-                self.file.path,
-                f"its lists promise more entries than its {self.file.size_bytes:,} bytes can hold",
-                "get the file again",
-            )
-
-    def _text(self, record: Any, slot: int) -> str:
-        """Return a text of a record, whose length is checked before it is copied."""
-        table = record._tab
-        offset = table.Offset(slot)
-        if not offset:
-            return ""
-        length, start = table.VectorLen(offset), table.Vector(offset)
-        self._take(length)
-        return bytes(table.Bytes[start : start + length]).decode("utf-8", "surrogateescape")
-
-    def _numbers(self, found: Any) -> NDArray[Any]:
-        """Return a list of numbers; the package gives 0 for one that is not there."""
-        if not isinstance(found, np.ndarray):
-            return np.zeros(0, np.int64)
-        self._take(found.nbytes)
-        return found.copy()
 
     def _operator_name(self, place: int) -> str:
         code = self._root.OperatorCodes(place)
         # Old files have the small numbers in a byte of their own, new ones both.
         number = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
         if number == _CUSTOM:
-            return f"CUSTOM:{self._text(code, 6)}"
+            return f"CUSTOM:{self._budget.text(code, 6)}"
         return self._operator_names.get(number, f"#{number}")
 
     def _add_tensor(self, record: Any, value: int) -> None:
@@ -239,8 +248,8 @@ class _Model:
         kind = record.Type()
         if storage is None or kind in _WITHOUT_NUMBERS:
             return
-        name = self._text(record, 10)
-        shape = tuple(int(length) for length in self._numbers(record.ShapeAsNumpy()))
+        name = self._budget.text(record, 10)
+        shape = tuple(int(length) for length in self._budget.numbers(record.ShapeAsNumpy()))
         check_shape(self.file.path, name, shape)
         if kind in _PLAIN:
             encoding: Encoding = Plain(_PLAIN[kind])
@@ -295,25 +304,28 @@ class _Model:
             raise UnsupportedError(
                 self.file.path, f"tensor {name!r} is sparse and stored as {encoding.name}"
             )
+        self._dense_room -= math.prod(shape)
+        if self._dense_room < 0:
+            raise UnsupportedError(
+                self.file.path,
+                f"sparse tensor {name!r} has the shape {list(shape)}; at most "
+                f"{LARGEST_VALUES:,} values of all sparse tensors are expanded",
+            )
         values = np.frombuffer(storage.read(0, storage.size_bytes), np.uint8)
         width = encoding.unit_bytes
+        order = self._budget.numbers(record.TraversalOrderAsNumpy()).tolist()
+        blocks = self._budget.numbers(record.BlockMapAsNumpy()).tolist()
         levels = [
             self._level(record.DimMetadata(place))
-            for place in self._count(record.DimMetadataLength())
+            for place in self._budget.count(record.DimMetadataLength())
         ]
         try:
-            places = places_of(
-                shape,
-                self._numbers(record.TraversalOrderAsNumpy()).tolist(),
-                self._numbers(record.BlockMapAsNumpy()).tolist(),
-                levels,
-                stored=values.size // width,
-            )
+            places = places_of(shape, order, blocks, levels, stored=values.size // width)
         except ValueError as error:
             raise MalformedError(
                 self.file.path, f"sparse tensor {name!r} of shape {list(shape)}: {error}"
             ) from error
-        dense = np.zeros((int(np.prod(shape, dtype=np.int64)), width), np.uint8)
+        dense = np.zeros((math.prod(shape), width), np.uint8)
         dense[places] = values[: len(places) * width].reshape(-1, width)
         return MemoryStorage(dense)
 
@@ -333,7 +345,7 @@ class _Model:
             raise MalformedError(self.file.path, "a sparse tensor has a level without indices")
         vector = getattr(self.schema, name)()
         vector.Init(table.Bytes, table.Pos)
-        return self._numbers(vector.ValuesAsNumpy()).astype(np.int64)
+        return self._budget.numbers(vector.ValuesAsNumpy()).astype(np.int64)
 
     def _scaled(
         self, record: Any, name: str, shape: tuple[int, ...], encoding: Encoding
@@ -341,8 +353,8 @@ class _Model:
         """Return the encoding with the scales that a record holds, if any."""
         if record is None or (isinstance(encoding, Plain) and encoding.is_float):
             return encoding
-        scale = self._numbers(record.ScaleAsNumpy()).astype(np.float32)
-        zero = self._numbers(record.ZeroPointAsNumpy()).astype(np.float32)
+        scale = self._budget.numbers(record.ScaleAsNumpy()).astype(np.float32)
+        zero = self._budget.numbers(record.ZeroPointAsNumpy()).astype(np.float32)
         if not scale.size:
             return encoding
         axis = int(record.QuantizedDimension())
@@ -367,7 +379,7 @@ class _Model:
         shape: tuple[int, ...] = ()
         if outputs and outputs[0] != ABSENT:
             output = graphs[place].Tensors(record.Outputs(0))
-            shape = tuple(int(length) for length in self._numbers(output.ShapeAsNumpy()))
+            shape = tuple(int(length) for length in self._budget.numbers(output.ShapeAsNumpy()))
         source = Operator(shape, self._options(op, record))
         self._flow.add(Node(op, tuple(inputs), tuple(filter(None, outputs)), source))
         for called in self._called(op, record):
@@ -376,7 +388,7 @@ class _Model:
                 self._join(graphs[called], self._values[called], given, varies=op == "WHILE")
 
     def _places(self, found: Any, values: list[int]) -> list[int]:
-        return [values[at] if at >= 0 else ABSENT for at in self._numbers(found).tolist()]
+        return [values[at] if at >= 0 else ABSENT for at in self._budget.numbers(found).tolist()]
 
     def _options(self, op: str, record: Any) -> dict[str, int]:
         if record.BuiltinOptions() is None:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 LARGEST_VALUES = 1 << 27
-"""Values that a sparse tensor is expanded to at most: half a gigabyte of float32."""
+"""Values that the sparse tensors of a model are expanded to at most: 512 MiB of float32."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,9 +78,7 @@ def places_of(
 def _check_walk(
     shape: tuple[int, ...], order: Sequence[int], blocks: Sequence[int], levels: Sequence[Level]
 ) -> None:
-    axes, size = len(shape), math.prod(shape)
-    if size > LARGEST_VALUES:
-        raise ValueError(f"{size:,} values; at most {LARGEST_VALUES:,} are expanded")
+    axes = len(shape)
     if sorted(order) != list(range(axes + len(blocks))) or len(levels) != len(order):
         raise ValueError(f"the order of the walk {list(order)} does not fit {axes} axes")
     if any(not 0 <= axis < axes for axis in blocks) or len(set(blocks)) < len(blocks):
