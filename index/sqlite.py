@@ -295,6 +295,11 @@ class SqliteCatalogue:
                 problems.append(str(error))
         return problems
 
+    def copy_to(self, target: Path) -> None:
+        """Write the whole database to another file."""
+        with self._errors():
+            self._database.execute("VACUUM INTO ?", (str(target),))
+
     def close(self) -> None:
         """Close it; a second call does nothing."""
         self._database.close()

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from embedder.discovery import Found, find_models
+from embedder.discovery import Found, find_models, folder_kind
 from embedder.errors import CheckpointError, EmptyModelError, MissingExtraError, ModelLineageError
 from embedder.fingerprint import METHOD, Fingerprint, take_fingerprint
 from embedder.opening import open_checkpoint
+from embedder.sniff import sniff
 from index.catalogue import Catalogue, Entry
 
 _POOL_FROM = 12
@@ -57,6 +58,7 @@ class Job:
     Args:
         name: The name that it will have.
         path: What to open.
+        kind: Its format, as far as it is known before it is opened.
         size_bytes: Size of the file, or of the folder's files.
         sure: Whether it must be a model; if not, one without weights is passed over.
         allow_partial: Read what is there of a model with missing shards.
@@ -64,9 +66,20 @@ class Job:
 
     name: str
     path: Path
+    kind: str
     size_bytes: int
     sure: bool
     allow_partial: bool
+
+
+BYTES_A_SECOND = 500e6
+"""Rate of reading with which `estimate` reckons; 2.4 GB of bf16 took 3.4 s on two cores."""
+
+
+def estimate(jobs: Sequence[Job]) -> tuple[float, int]:
+    """Return about how many seconds reading takes, and the bytes that are read."""
+    total = sum(job.size_bytes for job in jobs)
+    return 0.01 * len(jobs) + total / BYTES_A_SECOND, total
 
 
 class Watcher:
@@ -110,7 +123,8 @@ def plan(
         chosen = name or (entry.name if entry else _free_name(found, taken))
         taken.add(chosen)
         size = _size_of(found.path)
-        jobs.append(Job(chosen, found.path, size, found.sure, allow_partial))
+        kind = folder_kind(found.path) if found.path.is_dir() else sniff(found.path)
+        jobs.append(Job(chosen, found.path, kind or "", size, found.sure, allow_partial))
     return jobs, unchanged
 
 

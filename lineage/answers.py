@@ -7,7 +7,7 @@ from typing import Any
 from embedder.checkpoint import Checkpoint, Kind
 from embedder.fingerprint import METHOD as FINGERPRINT_METHOD
 from index.catalogue import Entry
-from lineage.adding import Added
+from lineage.adding import Added, Job, estimate
 from lineage.claims import Answer, Verification
 from lineage.comparison import Comparison
 from lineage.duplicates import Group
@@ -182,6 +182,22 @@ def _claim(answer: Answer, catalogue: str) -> Json:
     }
 
 
+def gate(answer: Json, fail_on: Sequence[str], allow: Sequence[str]) -> str:
+    """Return what a gate makes of the answer of `verify`: `failed`, `undecided` or `done`.
+
+    Args:
+        answer: From `verify_json`.
+        fail_on: Answers or relations that fail it.
+        allow: `cannot-say`, if that is no reason to stop.
+    """
+    answers = {claim["answer"] for claim in answer["claims"]}
+    relations = {claim["evidence"].get("relation") for claim in answer["claims"]}
+    if (answers | relations) & set(fail_on):
+        return "failed"
+    undecided = not answers or "cannot-say" in answers
+    return "undecided" if undecided and "cannot-say" not in allow else "done"
+
+
 def duplicates_json(groups: Sequence[Group], catalogue: str) -> Json:
     """Return the answer of `duplicates`."""
     return {
@@ -259,12 +275,97 @@ def list_json(entries: Iterable[Entry], catalogue: str) -> Json:
     }
 
 
-def problem_json(error: Exception, status: int, extra: Mapping[str, Any] | None = None) -> Json:
-    """Return an error as an RFC 9457 problem."""
+def descent_json(tree: Tree, node: str, way: str, catalogue: str) -> Json:
+    """Return the answer of `ancestors` or `descendants`: every model on the way, nearest first.
+
+    Args:
+        tree: The family trees.
+        node: The node to start from.
+        way: `ancestors` or `descendants`.
+        catalogue: Where they were searched.
+    """
+    nodes = {found.id: found for found in tree.nodes}
+    found: list[Json] = []
+    queue = [(node, 0)]
+    while queue:
+        here, steps = queue.pop(0)
+        edges = tree.parents_of(here) if way == "ancestors" else tree.children_of(here)
+        for edge in edges:
+            there = edge.parent if way == "ancestors" else edge.child
+            queue.append((there, steps + 1))
+            found.append(
+                {
+                    "model": nodes[there].name,
+                    "also": list(nodes[there].also),
+                    "observed": nodes[there].observed,
+                    "steps": steps + 1,
+                    "relation": str(edge.relation),
+                    "direction": "known" if edge.known else "unknown",
+                    "through": nodes[here].name,
+                }
+            )
+    return {**_head(way, catalogue), "model": nodes[node].name, way: found}
+
+
+def path_json(tree: Tree, start: str, end: str, catalogue: str) -> Json:
+    """Return the answer of `path`: the edges that join two nodes, none if nothing does."""
+    edges = {(edge.parent, edge.child): edge for edge in tree.edges}
+    came_from: dict[str, str] = {start: start}
+    queue = [start]
+    while queue and end not in came_from:
+        here = queue.pop(0)
+        for parent, child in edges:
+            for near, far in ((parent, child), (child, parent)):
+                if near == here and far not in came_from:
+                    came_from[far] = here
+                    queue.append(far)
+    steps: list[Json] = []
+    there = end
+    while there in came_from and there != start:
+        here = came_from[there]
+        edge = edges.get((here, there)) or edges[(there, here)]
+        steps.append(
+            {
+                "from": here,
+                "to": there,
+                "parent": edge.parent,
+                "relation": str(edge.relation),
+                "direction": "known" if edge.known else "unknown",
+                "length": edge.length,
+            }
+        )
+        there = here
+    return {**_head("path", catalogue), "joined": end in came_from, "steps": steps[::-1]}
+
+
+def doctor_json(findings: Sequence[Mapping[str, str]], catalogue: str) -> Json:
+    """Return the answer of `doctor`."""
+    return {**_head("doctor", catalogue), "findings": [dict(found) for found in findings]}
+
+
+def plan_json(jobs: Sequence[Job], unchanged: Sequence[str], catalogue: str) -> Json:
+    """Return the answer of `add --dry-run`."""
+    seconds, total = estimate(jobs)
+    return {
+        **_head("plan", catalogue),
+        "models": [{"name": job.name, "format": job.kind, "bytes": job.size_bytes} for job in jobs],
+        "unchanged": list(unchanged),
+        "bytes": total,
+        "seconds": round(seconds, 1),
+    }
+
+
+def problem_json(error: Exception, code: int) -> Json:
+    """Return an error as an RFC 9457 problem.
+
+    Args:
+        error: What was raised.
+        code: The exit code that goes with it: 2 is a usage error.
+    """
     return {
         "type": f"urn:model-lineage:{type(error).__name__}",
         "title": type(error).__name__,
-        "status": status,
-        "detail": str(error),
-        **(extra or {}),
+        "status": 400 if code == 2 else 422,
+        "detail": str(getattr(error, "message", None) or error),
+        "exit_code": code,
     }

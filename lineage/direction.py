@@ -80,7 +80,6 @@ def direction_of(
         return Direction()
     votes = [
         *_by_operation(measured),
-        *_by_lattice(measured),
         *_by_growth(verdict, measured),
         *_by_folding(first, second, verdict),
         *_by_third_models(verdict, meetings),
@@ -91,7 +90,7 @@ def direction_of(
         reasons = tuple(reason for vote in votes for reason in vote.reasons)
         return Direction(best.answer, best.confidence, reasons)
     told = tuple(reason for vote in votes for reason in vote.reasons)
-    return Direction(reasons=(*told, *_norm_growth(measured)))
+    return Direction(reasons=(*told, *_coarser(measured), *_norm_growth(measured)))
 
 
 def _towards(child: str, confidence: float, reason: str) -> Direction:
@@ -109,15 +108,6 @@ def _by_operation(measured: Measurement) -> list[Direction]:
             reason = f"only the {child} is {operation}, which cannot be undone"
             votes.append(_towards(child, confidence, reason))
     return votes
-
-
-def _by_lattice(measured: Measurement) -> list[Direction]:
-    """One lies on a lattice and the other does not, though more was done between them."""
-    children = {p.child for p in measured.pairs if p.detail == ON_LATTICE}
-    if len(children) != 1:
-        return []
-    (child,) = children
-    return [_towards(child, 0.9, f"only the {child} lies on a lattice")]
 
 
 def _by_growth(verdict: Verdict, measured: Measurement) -> list[Direction]:
@@ -156,6 +146,14 @@ def _by_third_models(verdict: Verdict, meetings: Sequence[Meeting]) -> list[Dire
     if confidence < ENOUGH:
         return []
     return [_towards(child, confidence, f"the branches of {number} other models meet at the {hub}")]
+
+
+def _coarser(measured: Measurement) -> list[str]:
+    """Say that one cannot be the parent; whether the other is, or a cousin, is not told by that."""
+    children = {pair.child for pair in measured.pairs if pair.detail == ON_LATTICE}
+    if len(children) != 1:
+        return []
+    return [f"only the {children.pop()} lies on a lattice: it is not the parent"]
 
 
 def _norm_growth(measured: Measurement) -> list[str]:

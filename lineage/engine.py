@@ -9,11 +9,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from embedder.checkpoint import Checkpoint
-from embedder.opening import open_checkpoint
 from index.catalogue import Catalogue, Entry, open_catalogue
 from index.errors import CatalogueError, NotCataloguedError
 from index.search import ModelIndex
+from index.sqlite import SqliteCatalogue
+from index.transfer import export_catalogue, import_catalogue
 from lineage.adding import Added, Job, Watcher, add_models, plan
 from lineage.claims import Verification, verify_model
 from lineage.comparison import Comparison, compare_models
@@ -60,10 +60,6 @@ class LineageEngine:
     def known(self) -> ModelIndex:
         """The catalogue's index."""
         return self._index or ModelIndex(self.catalogue)
-
-    def info(self, path: Path, *, allow_partial: bool = False) -> Checkpoint:
-        """Open a model to look at its header; close it afterwards."""
-        return open_checkpoint(path, allow_partial=allow_partial)
 
     def plan(
         self, paths: Sequence[Path], *, name: str = "", allow_partial: bool = False
@@ -121,11 +117,31 @@ class LineageEngine:
             NotCataloguedError: The model is not in the catalogue.
         """
         tree = self.tree()
-        entry = self.catalogue.get(self.model(given).name)
-        node = tree.named(entry.name)
+        return tree, self.node_of(tree, given)
+
+    def node_of(self, tree: Tree, given: str) -> str:
+        """Return the node of a tree that a catalogued model stands for.
+
+        Raises:
+            NotCataloguedError: The model is not in the catalogue.
+        """
+        node = tree.named(self.catalogue.get(self.model(given).name).name)
         if node is None:
             raise NotCataloguedError(given, self.url)
-        return tree, node.id
+        return node.id
+
+    def export(self, target: Path, *, redact: bool = False) -> int:
+        """Write all models of the catalogue to one file; return how many."""
+        return export_catalogue(self._sqlite(), target, redact=redact)
+
+    def import_from(self, source: Path) -> tuple[list[str], list[str]]:
+        """Add the models of an exported file; return the added and the names already there."""
+        return import_catalogue(self._sqlite(), source)
+
+    def _sqlite(self) -> SqliteCatalogue:
+        if not isinstance(self.catalogue, SqliteCatalogue):
+            raise CatalogueError(f"{self.url}: only a catalogue in a folder can do this")
+        return self.catalogue
 
     def close(self) -> None:
         """Close the catalogue; a second call does nothing."""

@@ -164,9 +164,10 @@ class _Forest:
             for parent, child, against in ((first, second, BACKWARD), (second, first, FORWARD)):
                 if answer == against:
                     continue
-                # Ties go to the plainer operation, then to the parent with nearer and more kin.
+                # Ties go to the plainer operation, and to the parent that more is known to
+                # descend from and that has the nearer kin.
                 cost = _cost(found) + 1e-6 * len(found.verdict.operations)
-                cost += 1e-3 * self._remoteness(parent) - 1e-8 * self._kin_count(parent)
+                cost += 1e-3 * self._remoteness(parent) - 1e-4 * self._known_children(parent)
                 arcs.append((place[parent], place[child], cost))
                 length = found.verdict.distance if parent == first else distance_from_second(found)
                 made.append(Edge(parent, child, found.relation, known, length, 1.0))
@@ -180,10 +181,14 @@ class _Forest:
             for pair, found in self._links.items()
             if node in pair and found.direction.answer == UNKNOWN and _cost(found) > 0
         ]
-        return float(np.mean(costs)) if costs else 0.0
+        return float(np.mean(costs)) if costs else 1.0
 
-    def _kin_count(self, node: str) -> int:
-        return sum(node in pair for pair in self._links)
+    def _known_children(self, node: str) -> int:
+        return sum(
+            (found.direction.answer == FORWARD and first == node)
+            or (found.direction.answer == BACKWARD and second == node)
+            for (first, second), found in self._links.items()
+        )
 
     def _siblings(self, edges: Sequence[Edge]) -> list[Edge]:
         """Return edges from unseen ancestors to the roots of families that are siblings."""

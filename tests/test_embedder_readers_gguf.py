@@ -320,7 +320,9 @@ def two_tensors(path: Path, present: int) -> Path:
 
 
 def test_a_file_cut_short_says_how_much_is_there(tmp_path: Path) -> None:
-    with pytest.raises(TruncatedError, match="promises 96 bytes of tensors, and 40 are there"):
+    with pytest.raises(
+        TruncatedError, match=r"2 tensors, 24 values\) and promises 96 bytes of tensors, and 40"
+    ):
         open_checkpoint(two_tensors(tmp_path / "m.gguf", 40))
 
 
@@ -334,8 +336,8 @@ def test_what_is_wholly_there_can_be_read(tmp_path: Path) -> None:
     with open_checkpoint(path, allow_partial=True) as checkpoint:
         assert [tensor.name for tensor in checkpoint.tensors] == ["a"]
         assert checkpoint.limits == [
-            "m.gguf: the header is complete and promises 96 bytes of tensors, and 40 are there; "
-            "1 of 2 tensors are left out"
+            "m.gguf: the header is complete (2 tensors, 24 values) and promises 96 bytes of "
+            "tensors, and 40 are there; 1 of 2 tensors are left out"
         ]
 
 

@@ -132,9 +132,10 @@ class _Part:
             end = max(end, entry.offset + size_bytes)
 
     def _truncation(self, promised: int, available: int) -> str:
+        values = sum(math.prod(entry.shape) for entry in self.header.tensors)
         return (
-            f"the header is complete and promises {promised:,} bytes of tensors, and {available:,} "
-            f"are there"
+            f"the header is complete ({len(self.header.tensors):,} tensors, {values:,} values) and "
+            f"promises {promised:,} bytes of tensors, and {available:,} are there"
         )
 
     def _cure(self) -> str:

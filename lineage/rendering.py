@@ -1,0 +1,81 @@
+"""A table as text: drawn for people, or tab-separated for scripts."""
+
+import io
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Columns, rows, and lines for people.
+
+    Args:
+        columns: Names of the columns; the first is what `-q` prints.
+        rows: Values, in the order of the columns.
+        closing: What to say below the table.
+        opening: What to say above it.
+    """
+
+    columns: tuple[str, ...]
+    rows: Sequence[Sequence[Any]]
+    closing: str = ""
+    opening: str = ""
+
+
+def to_text(table: Table, most: int | None) -> str:
+    """Return the table as people read it, cut after so many rows, which it then says.
+
+    Args:
+        table: What to show.
+        most: Rows that are shown; all if None.
+    """
+    from rich.console import Console
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    width = max(shutil.get_terminal_size((120, 24)).columns, 60)
+    buffer = io.StringIO()
+    console = Console(file=buffer, width=width, highlight=False)
+    shown = table.rows[:most]
+    if shown:
+        grid = Grid(box=None, pad_edge=False, header_style="bold")
+        for name in table.columns:
+            grid.add_column(name.upper(), overflow="fold")
+        for row in shown:
+            grid.add_row(*(Text(number(value)) for value in row))
+        console.print(grid)
+    lines = [table.opening, buffer.getvalue().rstrip()]
+    if len(shown) < len(table.rows):
+        left = len(table.rows) - len(shown)
+        lines.append(f"{left:,} more rows; --limit N shows more, --tsv and --json all.")
+    lines.append(table.closing)
+    return "\n".join(line for line in lines if line)
+
+
+def number(value: Any) -> str:
+    """Return a value as people read it.
+
+    Example:
+        >>> number(0.98213), number(3e-12), number(12345), number(None)
+        ('0.9821', '3e-12', '12,345', '')
+    """
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    if value == 0 or 1e-3 <= abs(value) < 1e4:
+        return f"{value:.4f}".rstrip("0").rstrip(".")
+    return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e+").replace(".0e", "e")
+
+
+def to_tsv(table: Table) -> str:
+    """Return the table as tab-separated text with a header; numbers keep all digits."""
+    lines = ["\t".join(table.columns)]
+    for row in table.rows:
+        cells = ("" if value is None else str(value) for value in row)
+        lines.append("\t".join(cell.replace("\t", " ").replace("\n", " ") for cell in cells))
+    return "\n".join(lines)
