@@ -49,7 +49,6 @@ class Commands(click.RichGroup):
         prog_name: str | None = None,
         complete_var: str | None = None,
         standalone_mode: bool = True,
-        windows_expand_args: bool = True,
         **extra: Any,
     ) -> Any:
         """Run a command; exit with the codes of the manual."""

@@ -4,7 +4,7 @@ Trains networks of one design on the same data, one seed each: multilayer percep
 regimes, a convolutional network with batch norm, a GRU, and a character language model. Every two
 of a family are a control pair. Run it from the repository's root:
 
-    PYTHONPATH=. python benchmarks/controls.py
+    python -m benchmarks.controls
 
 It takes about ten minutes on two cores and overwrites lineage/controls.json and
 benchmarks/results/controls.json.
@@ -20,12 +20,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from machine import described
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.machine import described
 from lineage.chance import shortest_axis
 
 Weights = dict[str, NDArray[np.float32]]

@@ -1,0 +1,1 @@
+"""Runnable measurements; each writes a small file into `results/`."""
