@@ -57,7 +57,8 @@ class Recurrent(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return ten logits a digit, (batch, 64) → (batch, 10)."""
         states, _ = self.cell(x.view(-1, 8, 8))
-        return self.head(states[:, -1])
+        logits: Tensor = self.head(states[:, -1])
+        return logits
 
 
 class LanguageModel(nn.Module):
@@ -80,7 +81,8 @@ class LanguageModel(nn.Module):
         x = self.embedding(tokens) + self.position(torch.arange(tokens.shape[1]))
         for block in self.blocks:
             x = block(x, src_mask=mask, is_causal=True)
-        return self.head(self.norm(x))
+        logits: Tensor = self.head(self.norm(x))
+        return logits
 
 
 def perceptron(width: int, activation: type[nn.Module]) -> Callable[[], nn.Module]:
@@ -138,7 +140,7 @@ def train(model: nn.Module, recipe: Recipe, seed: int) -> nn.Module:
         chosen = torch.randint(0, len(x), (64,), generator=order)
         loss = functional.cross_entropy(model(x[chosen]), y[chosen])
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
     return model
 
@@ -157,7 +159,7 @@ def train_language_model(seed: int, steps: int = 250) -> nn.Module:
         logits = model(batch[:, :-1]).reshape(-1, 128)
         loss = functional.cross_entropy(logits, batch[:, 1:].reshape(-1))
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
     return model
 
