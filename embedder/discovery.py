@@ -8,6 +8,7 @@ stands for the whole.
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,9 @@ def _find_file(file: Path, name: str) -> Found | None:
     if not file.is_file():
         return None
     claimed = file.suffix.lower() in _CLAIMS
+    part = _SPLIT_PART.search(file.name)
+    if part and int(part[1]) > 1 and file.with_name(_first_part(file.name, part)).is_file():
+        return None  # the first file of a split GGUF stands for all
     try:
         kind = sniff(file)
     except OSError:
@@ -96,6 +100,13 @@ def _find_file(file: Path, name: str) -> Found | None:
     if kind is None:
         return Found(name, file) if claimed else None
     return Found(name, file, sure=claimed or kind in ("gguf", "safetensors", "onnx", "tflite"))
+
+
+_SPLIT_PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
+
+
+def _first_part(name: str, part: re.Match[str]) -> str:
+    return f"{name[: part.start(1)]}{1:05d}{name[part.end(1) :]}"
 
 
 def folder_kind(folder: Path) -> str | None:

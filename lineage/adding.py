@@ -9,7 +9,7 @@ import multiprocessing
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,6 +19,8 @@ from embedder.fingerprint import METHOD, Fingerprint, take_fingerprint
 from embedder.opening import open_checkpoint
 from embedder.sniff import sniff
 from index.catalogue import Catalogue, Entry
+from lineage.measure import measure
+from lineage.relation import Relation, decide
 
 _POOL_FROM = 12
 """Models from which worker processes pay for their start (.25 s each)."""
@@ -228,11 +230,36 @@ def read_model(job: Job) -> Outcome:
     try:
         with open_checkpoint(job.path, allow_partial=job.allow_partial) as checkpoint:
             stamp = stamp_of(checkpoint.files)
-            return take_fingerprint(checkpoint), stamp
+            fingerprint = take_fingerprint(checkpoint)
+            return compared_with_renderings(fingerprint, checkpoint.renderings), stamp
     except (CheckpointError, MissingExtraError) as error:
         return error
     except (OSError, MemoryError, RecursionError) as error:
         return ModelLineageError(f"{job.path}: {error or type(error).__name__}")
+
+
+def compared_with_renderings(fingerprint: Fingerprint, renderings: Sequence[Path]) -> Fingerprint:
+    """Return a folder's fingerprint with a limit for each rendering that holds other weights.
+
+    Args:
+        fingerprint: Of the preferred rendering.
+        renderings: The other files that should hold the same model.
+    """
+    limits = []
+    for file in renderings:
+        try:
+            with open_checkpoint(file) as other:
+                theirs = take_fingerprint(other)
+        except (CheckpointError, MissingExtraError) as error:
+            limits.append(f"not compared with the rendering beside it: {error}")
+            continue
+        verdict = decide(fingerprint, theirs, measure(fingerprint, theirs))
+        if verdict.relation not in _ONE_MODEL:
+            limits.append(f"{file.name} beside it holds other weights: {verdict.relation}")
+    return replace(fingerprint, limits=(*fingerprint.limits, *limits)) if limits else fingerprint
+
+
+_ONE_MODEL = (Relation.IDENTICAL_FILE, Relation.SAME_TENSORS, Relation.SAME_WEIGHTS)
 
 
 def entry_of(job: Job, fingerprint: Fingerprint, stamp: str) -> Entry:

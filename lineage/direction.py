@@ -111,15 +111,18 @@ def _by_operation(measured: Measurement) -> list[Direction]:
 
 
 def _by_growth(verdict: Verdict, measured: Measurement) -> list[Direction]:
-    """Rows or columns were added to the longer one."""
-    if "extend" not in verdict.operations:
-        return []
+    """Rows or columns were added to the longer one, or units taken out of the shorter."""
     grown = [pair for pair in measured.pairs if pair.first_size != pair.second_size]
     longer = {"second" if pair.second_size > pair.first_size else "first" for pair in grown}
     if len(longer) != 1:
         return []
-    (child,) = longer
-    return [_towards(child, 0.95, f"the {child} has rows or columns that the other lacks")]
+    (larger,) = longer
+    smaller = "first" if larger == "second" else "second"
+    if "extend" in verdict.operations:
+        return [_towards(larger, 0.95, f"the {larger} has rows or columns that the other lacks")]
+    if verdict.relation is Relation.PRUNED:
+        return [_towards(smaller, 0.95, f"hidden units were taken out of the {smaller}")]
+    return []
 
 
 def _by_folding(first: Fingerprint, second: Fingerprint, verdict: Verdict) -> list[Direction]:

@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from embedder.checkpoint import Checkpoint, Tensor
 from embedder.encoding import Values
@@ -21,6 +20,7 @@ from embedder.fingerprint import Fingerprint, TensorPrint, fingerprinted
 from embedder.sketch import transposed
 from lineage.operations import KIN, ON_LATTICE, coarser, operation_between, operation_by_type
 from lineage.pairing import Match, is_learned_vector, pair_tensors
+from lineage.parts import matched_parts
 
 METHOD = 1
 """Version of what is measured; measurements of other versions are made again."""
@@ -226,7 +226,7 @@ class _ComparedBySketch:
             return replace(start, difference=0.0, equal=1.0, operation=match.how, exact=True)
         if match.how == "shuffled":
             return replace(start, operation="shuffled", cosine=1.0, difference=0.0)
-        if match.grown is not None:
+        if match.grown:
             return start
         turned = transposed(theirs.sketch, theirs.squeezed, match.order)
         difference = float(np.sum((turned - ours.sketch).astype(np.float64) ** 2))
@@ -261,7 +261,7 @@ class _ComparedByValue:
         x = np.squeeze(tensors[0].canonical()).reshape(prints[0].squeezed)
         y = np.squeeze(tensors[1].canonical()).reshape(prints[1].squeezed)
         y = np.transpose(y, match.order)
-        if match.grown is not None:
+        if match.grown:
             x, y, detail = matched_parts(x, y, match.grown)
             start = replace(start, shape=x.shape, size=x.size, detail=detail)
         if x.size == 0:
@@ -271,7 +271,7 @@ class _ComparedByValue:
         if found is None:
             child = coarser(x, y, prints) if measured.cosine > KIN else ""
             return replace(measured, detail=ON_LATTICE, child=child) if child else measured
-        if match.grown is not None and measured.equal == 1:
+        if match.grown and measured.equal == 1:
             return replace(measured, operation="equal")
         detail = "; ".join(filter(None, (found.detail, start.detail)))
         return replace(measured, operation=found.name, detail=detail, child=found.child)
@@ -279,7 +279,7 @@ class _ComparedByValue:
     def _in_slices(
         self, match: Match, tensors: tuple[Tensor, Tensor], start: PairMeasure
     ) -> PairMeasure:
-        plain = match.order == tuple(range(len(match.order))) and match.grown is None
+        plain = match.order == tuple(range(len(match.order))) and not match.grown
         same = tensors[0].shape == tensors[1].shape and tensors[0].order == tensors[1].order
         if not (plain and same):
             return self._by_sketch(match)
@@ -341,40 +341,6 @@ def compared(parts: Iterable[tuple[Values, Values]]) -> Numbers:
         difference=dd,
         equal=equal / count,
     )
-
-
-def matched_parts(
-    x: NDArray[np.floating], y: NDArray[np.floating], axis: int
-) -> tuple[NDArray[np.floating], NDArray[np.floating], str]:
-    """Return the slices along an axis that two tensors of different length there share.
-
-    Slices are matched by equal values first; where fewer than half are, by place from the start,
-    as an extended vocabulary has them.
-
-    Args:
-        x: One tensor.
-        y: Another, of equal length along all other axes.
-        axis: The axis along which their lengths differ.
-    """
-    x, y = np.moveaxis(x, axis, 0), np.moveaxis(y, axis, 0)
-    places: dict[bytes, list[int]] = {}
-    for place, piece in enumerate(y):
-        places.setdefault(_bytes_of(piece), []).append(place)
-    ours, theirs = [], []
-    for place, piece in enumerate(x):
-        found = places.get(_bytes_of(piece))
-        if found:
-            ours.append(place)
-            theirs.append(found.pop(0))
-    shorter = min(len(x), len(y))
-    if len(ours) >= max(1, shorter // 2):
-        detail = f"{len(ours)} of {shorter} slices along axis {axis} are equal"
-        return x[ours], y[theirs], detail
-    return x[:shorter], y[:shorter], f"the first {shorter} slices along axis {axis}"
-
-
-def _bytes_of(piece: NDArray[np.floating]) -> bytes:
-    return np.ascontiguousarray(piece, np.float32).tobytes()
 
 
 def total(pairs: Sequence[PairMeasure]) -> int:

@@ -43,7 +43,7 @@ class Match:
         how: `equal`, `turned` (equal in another order of axes), `shuffled` (equal size and norm,
             other order of values), `sketch`, `name` or `place`.
         cosine: Cosine of the centred sketches: an estimate of that of the values.
-        grown: The axis of the first along which one of them is longer; None for equal shapes.
+        grown: The axes along which one of them is longer; empty for equal shapes.
     """
 
     first: int
@@ -51,7 +51,7 @@ class Match:
     order: Order
     how: str
     cosine: float
-    grown: int | None = None
+    grown: tuple[int, ...] = ()
 
 
 class _Side:
@@ -274,25 +274,31 @@ def _best_pairs(cosines: NDArray[np.float64]) -> list[tuple[int, int]]:
 
 
 def _grown(left: _Side, right: _Side) -> list[Match]:
-    """Pair tensors whose shapes differ along one axis: rows or columns may have been added."""
+    """Pair tensors that differ in length alone: rows or columns were added or taken out."""
     found = []
     for place in sorted(left.free):
         for other in sorted(right.free):
             ours, theirs = left.tensors[place], right.tensors[other]
-            axis = _one_difference(ours.squeezed, theirs.squeezed)
-            if axis is None:
+            axes = _differences(ours.squeezed, theirs.squeezed)
+            if not axes:
                 continue
-            far = abs(ours.squeezed[axis] - theirs.squeezed[axis]) / max(ours.squeezed[axis], 1)
+            far = abs(np.log(ours.size / theirs.size))
             order = tuple(range(len(ours.squeezed)))
-            rank = (ours.name != theirs.name, far)
-            found.append((rank, Match(place, other, order, "place", 0.0, axis)))
+            rank = (len(axes), ours.name != theirs.name, far)
+            found.append((rank, Match(place, other, order, "place", 0.0, axes)))
     found.sort(key=lambda entry: entry[0])
     return _take(left, right, [match for _, match in found])
 
 
-def _one_difference(ours: tuple[int, ...], theirs: tuple[int, ...]) -> int | None:
-    """Return the only axis along which two shapes differ, or None."""
+def _differences(ours: tuple[int, ...], theirs: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the axes along which one of two shapes is longer; empty if that pairs nothing.
+
+    Along two axes, the first two, one must be longer in both.
+    """
     if len(ours) != len(theirs) or len(ours) < 2:
-        return None
-    axes = [axis for axis in range(len(ours)) if ours[axis] != theirs[axis]]
-    return axes[0] if len(axes) == 1 else None
+        return ()
+    axes = tuple(axis for axis in range(len(ours)) if ours[axis] != theirs[axis])
+    if len(axes) == 1:
+        return axes
+    longer = {ours[axis] > theirs[axis] for axis in axes}
+    return axes if axes == (0, 1) and len(longer) == 1 else ()

@@ -132,6 +132,7 @@ class _Case:
     same: list[PairMeasure] = field(default_factory=list)
     explained: list[PairMeasure] = field(default_factory=list)
     moved: list[PairMeasure] = field(default_factory=list)
+    uncompared: list[PairMeasure] = field(default_factory=list)
     limits: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -140,12 +141,18 @@ class _Case:
                 self.limits.append(
                     f"{pair.first}: bit-equal in models that share nothing else; not counted"
                 )
+            elif pair.first_size != pair.second_size and not pair.exact:
+                self.uncompared.append(pair)
             elif pair.same_values:
                 self.same.append(pair)
             elif pair.operation in _NUMERIC:
                 self.explained.append(pair)
             else:
                 self.moved.append(pair)
+
+        if self.uncompared:
+            names = ", ".join(pair.first for pair in self.uncompared[:3])
+            self.limits.append(f"of different length, and not compared without weights: {names}")
 
     @property
     def matched(self) -> list[PairMeasure]:
@@ -154,7 +161,8 @@ class _Case:
     @property
     def grown(self) -> list[PairMeasure]:
         """Same or explained pairs in which one tensor has rows or columns that the other lacks."""
-        return [pair for pair in self.matched if pair.first_size != pair.second_size]
+        pairs = [*self.matched, *self.uncompared]
+        return [pair for pair in pairs if pair.first_size != pair.second_size]
 
     def alone(self, places: Sequence[int], prints: Sequence[TensorPrint]) -> int:
         return sum(prints[place].size for place in places)
@@ -263,6 +271,8 @@ def decide(
         found = rule(case)
         if found is not None:
             return found
+    if not case.kin:
+        return case.verdict(Relation.CANNOT_SAY, "most tensors differ in length")
     return case.verdict(
         Relation.CANNOT_SAY,
         "the agreement is beyond chance, and a common random start explains it as well as a "
@@ -303,6 +313,9 @@ def _all_accounted_for(case: _Case) -> Verdict | None:
         return None
     first_more, second_more = case.more
     operations = _operations(case)
+    thinned = _units_taken_out(case)
+    if thinned and not (first_more or second_more):
+        return case.verdict(Relation.PRUNED, thinned, operations=[*operations, "prune"])
     if not case.explained and _moved_vectors(case) and not (first_more or second_more):
         return case.verdict(
             Relation.FINE_TUNE,
@@ -331,6 +344,27 @@ def _all_accounted_for(case: _Case) -> Verdict | None:
         "all counted tensors are equal once layout, type and scales are undone",
         operations=operations or _wrap(case),
     )
+
+
+def _units_taken_out(case: _Case) -> str:
+    """Say which hidden units one model lacks, or nothing.
+
+    Rows missing from one tensor and as many columns from another are units between two layers;
+    rows or columns alone are inputs, classes or words of a vocabulary.
+    """
+    lengths: tuple[set[tuple[int, int]], set[tuple[int, int]]] = (set(), set())
+    for pair in case.grown:
+        shapes = (
+            case.first.tensors[pair.first_place].squeezed,
+            case.second.tensors[pair.second_place].squeezed,
+        )
+        for axis in (0, 1):
+            if shapes[0][axis] != shapes[1][axis]:
+                lengths[axis].add((shapes[0][axis], shapes[1][axis]))
+    units = lengths[0] & lengths[1]
+    if not units:
+        return ""
+    return "; ".join(f"{max(pair)} hidden units against {min(pair)}" for pair in sorted(units))
 
 
 def _both_have_more(case: _Case, operations: list[str]) -> Verdict | None:
@@ -429,6 +463,8 @@ def _nothing_in_common(case: _Case) -> Verdict | None:
             return _few_equal(case)
         return None
     counted = [sum(tensor.size for tensor in side.counted) for side in (case.first, case.second)]
+    if sum(pair.size for pair in case.uncompared) > 0.5 * min(counted):
+        return None
     if not case.matched:
         if min(counted) < SMALLEST:
             return case.verdict(
