@@ -13,6 +13,8 @@ from embedder.checkpoint import Block, Tensor
 
 _SAMPLED_ROWS = 8
 _SAMPLED_COLUMNS = 512
+SAMPLE = _SAMPLED_ROWS * _SAMPLED_COLUMNS
+"""Most values that moments and quantiles are taken from."""
 _PROFILE = np.linspace(0, 1, 8)
 _QUANTILES = np.array([0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99])
 

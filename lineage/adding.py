@@ -7,20 +7,24 @@ command again reads only what is new or has changed.
 import json
 import multiprocessing
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from embedder.discovery import Found, find_models, folder_kind
+from embedder.discovery import Found, find_models, folder_kind, located
 from embedder.errors import CheckpointError, EmptyModelError, MissingExtraError, ModelLineageError
 from embedder.fingerprint import METHOD, Fingerprint, take_fingerprint
 from embedder.opening import open_checkpoint
 from embedder.sniff import sniff
 from index.catalogue import Catalogue, Entry
+from index.errors import NameTakenError
 from lineage.measure import measure
 from lineage.relation import Relation, decide
+from lineage.rendering import printable
 
 _POOL_FROM = 12
 """Models from which worker processes pay for their start (.25 s each)."""
@@ -110,36 +114,72 @@ def plan(
         allow_partial: Read what is there of models with missing shards.
 
     Raises:
-        NotFoundError: A path does not exist.
-        NameTakenError: `name` was given for several models.
+        NameTakenError: `name` was given for several models, or another model has it.
     """
     known = {entry.name: entry for entry in catalogue.entries()} if catalogue is not None else {}
     by_location = {entry.location: entry for entry in known.values()}
     jobs, unchanged, taken = [], [], set(known)
-    for found in (found for path in paths for found in find_models(path)):
-        location = str(found.path.absolute())
+    for location, found in _found_once(paths):
         entry = by_location.get(location)
         if entry and entry.method == METHOD and not name and entry.stamp == restamped(entry.stamp):
             unchanged.append(entry.name)
             continue
         chosen = name or (entry.name if entry else _free_name(found, taken))
         taken.add(chosen)
-        size = _size_of(found.path)
-        kind = folder_kind(found.path) if found.path.is_dir() else sniff(found.path)
-        jobs.append(Job(chosen, found.path, kind or "", size, found.sure, allow_partial))
+        kind, size = _look_of(found.path)
+        jobs.append(Job(chosen, found.path, kind, size, found.sure, allow_partial))
+    if name:
+        _check_name(name, jobs, known)
     return jobs, unchanged
+
+
+def _found_once(paths: Iterable[Path]) -> Iterator[tuple[str, Found]]:
+    """Yield each model with its location; a path that cannot be searched stands for itself.
+
+    Reading it will say what is wrong, and the others are read all the same.
+    """
+    seen = set()
+    for path in paths:
+        try:
+            models = list(find_models(path))
+        except (CheckpointError, OSError):
+            models = [Found(path.name, path)]
+        for found in models:
+            location = str(located(found.path))
+            if location not in seen:
+                seen.add(location)
+                yield location, found
+
+
+def _check_name(name: str, jobs: Sequence[Job], known: Mapping[str, Entry]) -> None:
+    if len(jobs) > 1:
+        raise NameTakenError(
+            f"{name}: one name for {len(jobs)} models; nothing was added; add them without --name, "
+            "or one by one"
+        )
+    holder = known.get(name)
+    if holder is not None and any(str(located(job.path)) != holder.location for job in jobs):
+        raise NameTakenError(
+            f"{name}: another model has this name, from {holder.location or 'an import'}; nothing "
+            f"was added; choose another name, or first: lineage remove {name}"
+        )
 
 
 def _free_name(found: Found, taken: set[str]) -> str:
     """Return a name that nobody has: the path's own, with as many parent folders as it takes."""
-    if found.name not in taken:
-        return found.name
-    parts = found.path.absolute().parts
-    for first in range(len(parts) - 2, 0, -1):
-        name = "/".join(parts[first:])
-        if name not in taken:
-            return name
-    return str(found.path.absolute())
+    parts = located(found.path).parts
+    names = [found.name, *("/".join(parts[first:]) for first in range(len(parts) - 2, 0, -1))]
+    # Bytes of a file's name that are no text cannot be typed, printed or stored as one.
+    shown = [printable(name) for name in (*names, str(located(found.path)))]
+    return next((name for name in shown if name not in taken), shown[-1])
+
+
+def _look_of(path: Path) -> tuple[str, int]:
+    """Return format and size as far as a look from outside tells them."""
+    try:
+        return (folder_kind(path) if path.is_dir() else sniff(path)) or "", _size_of(path)
+    except OSError:
+        return "", 0
 
 
 def _size_of(path: Path) -> int:
@@ -211,7 +251,7 @@ def _outcomes(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Outcome]
             yield job, read_model(job)
     # Spawned, not forked: a fork would copy threads' locks in whatever state they are.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker)
     try:
         waiting: dict[Future[Outcome], Job] = {pool.submit(read_model, job): job for job in small}
         for done in as_completed(waiting):
@@ -220,9 +260,20 @@ def _outcomes(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Outcome]
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _one_thread() -> None:
+def _begin_worker() -> None:
     # One thread in each of two processes beats two threads in one for many small products.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    # Ctrl-C reaches every process of the terminal; the parent alone answers it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # A worker whose parent was killed would wait for its next model for ever.
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def read_model(job: Job) -> Outcome:
@@ -266,7 +317,7 @@ def entry_of(job: Job, fingerprint: Fingerprint, stamp: str) -> Entry:
     """Return the catalogue's entry for a model that was just read."""
     return Entry(
         name=job.name,
-        location=str(job.path.absolute()),
+        location=str(located(job.path)),
         format=fingerprint.format,
         sha256=fingerprint.sha256,
         content=fingerprint.content,

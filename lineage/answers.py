@@ -8,11 +8,12 @@ from embedder.checkpoint import Checkpoint, Kind
 from embedder.fingerprint import METHOD as FINGERPRINT_METHOD
 from index.catalogue import Entry
 from lineage.adding import Added, Job, estimate
-from lineage.claims import Answer, Verification
+from lineage.claims import CANNOT_SAY, REFUTED, SUPPORTED, Answer, Verification
 from lineage.comparison import Comparison
 from lineage.duplicates import Group
 from lineage.measure import METHOD as MEASURE_METHOD
 from lineage.measure import PairMeasure
+from lineage.relation import Relation
 from lineage.relatives import Relatives
 from lineage.tree import Tree
 
@@ -180,6 +181,10 @@ def _claim(answer: Answer, catalogue: str) -> Json:
         "answer": answer.answer,
         "evidence": evidence,
     }
+
+
+GATE_WORDS = frozenset({SUPPORTED, REFUTED, CANNOT_SAY, "licence-conflict", *map(str, Relation)})
+"""What a gate may fail on: answers, relations, and a conflict of licences."""
 
 
 def gate(answer: Json, fail_on: Sequence[str], allow: Sequence[str]) -> str:
@@ -355,17 +360,32 @@ def plan_json(jobs: Sequence[Job], unchanged: Sequence[str], catalogue: str) -> 
     }
 
 
-def problem_json(error: Exception, code: int) -> Json:
+def problem_json(error: Exception, code: int, detail: str) -> Json:
     """Return an error as an RFC 9457 problem.
 
     Args:
         error: What was raised.
         code: The exit code that goes with it: 2 is a usage error.
+        detail: What to tell the user.
     """
     return {
         "type": f"urn:model-lineage:{type(error).__name__}",
         "title": type(error).__name__,
         "status": 400 if code == 2 else 422,
-        "detail": str(getattr(error, "message", None) or error),
+        "detail": detail,
         "exit_code": code,
+    }
+
+
+_LISTS = frozenset(
+    {"parents", "children", "ancestors", "descendants", "steps", "models", "groups", "claims"}
+    | {"tensors", "nodes", "edges", "findings", "added", "unchanged", "failed"}
+)
+
+
+def limited(answer: Json, limit: int | None) -> Json:
+    """Return an answer with its lists cut to so many; whole if None."""
+    return {
+        key: value[:limit] if key in _LISTS and isinstance(value, list) else value
+        for key, value in answer.items()
     }

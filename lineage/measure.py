@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from embedder.checkpoint import Checkpoint, Tensor
 from embedder.encoding import Values
@@ -22,7 +23,7 @@ from lineage.operations import KIN, ON_LATTICE, coarser, operation_between, oper
 from lineage.pairing import Match, is_learned_vector, pair_tensors
 from lineage.parts import matched_parts
 
-METHOD = 1
+METHOD = 2
 """Version of what is measured; measurements of other versions are made again."""
 
 LARGEST_AT_ONCE = 1 << 25
@@ -49,6 +50,8 @@ class PairMeasure:
         second_energy: ‖Y‖² of the part.
         difference: ‖Y − X‖² of the part.
         equal: Share of the part's values that are equal.
+        first_kurtosis: Excess kurtosis of the first's values.
+        second_kurtosis: Excess kurtosis of the second's values.
         operation: What alone explains the difference: `equal`, `turned`, `shuffled`,
             `reordered`, `cast`, `rescaled`, `quantised`, `pruned`; empty if nothing does.
         detail: More of that, in words.
@@ -70,6 +73,8 @@ class PairMeasure:
     second_energy: float
     difference: float
     equal: float
+    first_kurtosis: float = 0.0
+    second_kurtosis: float = 0.0
     operation: str = ""
     detail: str = ""
     child: str = ""
@@ -141,6 +146,8 @@ def _reversed(pair: PairMeasure) -> PairMeasure:
         second_size=pair.first_size,
         first_energy=pair.second_energy,
         second_energy=pair.first_energy,
+        first_kurtosis=pair.second_kurtosis,
+        second_kurtosis=pair.first_kurtosis,
         child=other[pair.child],
     )
 
@@ -164,13 +171,13 @@ def measure(
         compare: Comparer = _ComparedBySketch(first, second)
     else:
         compare = _ComparedByValue(first, second, opened)
-    counted = pair_tensors(first, second)
-    pairs = tuple(compare(match) for match in counted)
+    compared_pairs = [compare(match) for match in pair_tensors(first, second)]
+    pairs = tuple(pair for pair in compared_pairs if pair.size)  # parts in common, if any
     vectors = tuple(compare(match) for match in pair_tensors(first, second, is_learned_vector))
     limits = []
     if not all(pair.exact for pair in (*pairs, *vectors)):
         limits.append("some numbers are estimated from sketches, not from the weights")
-    paired = {match.first for match in counted}, {match.second for match in counted}
+    paired = {pair.first_place for pair in pairs}, {pair.second_place for pair in pairs}
     return Measurement(
         pairs,
         vectors,
@@ -209,6 +216,8 @@ def _start(first: TensorPrint, second: TensorPrint, match: Match) -> PairMeasure
         second_energy=second.summary.norm**2,
         difference=first.summary.norm**2 + second.summary.norm**2,
         equal=0.0,
+        first_kurtosis=first.summary.kurtosis,
+        second_kurtosis=second.summary.kurtosis,
         exact=False,
     )
 
@@ -265,7 +274,7 @@ class _ComparedByValue:
             x, y, detail = matched_parts(x, y, match.grown)
             start = replace(start, shape=x.shape, size=x.size, detail=detail)
         if x.size == 0:
-            return replace(start, cosine=0.0, exact=True)
+            return start
         measured = _with(start, compared([(x, y)]))
         found = operation_between(x, y, prints, measured.cosine)
         if found is None:
@@ -297,6 +306,8 @@ class Numbers:
     second_energy: float
     difference: float
     equal: float
+    first_kurtosis: float
+    second_kurtosis: float
 
 
 def _with(start: PairMeasure, numbers: Numbers) -> PairMeasure:
@@ -307,6 +318,8 @@ def _with(start: PairMeasure, numbers: Numbers) -> PairMeasure:
         second_energy=numbers.second_energy,
         difference=numbers.difference,
         equal=numbers.equal,
+        first_kurtosis=numbers.first_kurtosis,
+        second_kurtosis=numbers.second_kurtosis,
         exact=True,
     )
 
@@ -324,23 +337,43 @@ def compared(parts: Iterable[tuple[Values, Values]]) -> Numbers:
         (1.0, 2.0)
     """
     count = equal = 0
-    sums = np.zeros(6)  # Σx, Σy, Σx², Σy², Σxy, Σ(y−x)²
+    moments = np.zeros((2, 4))  # Σx, Σx², Σx³, Σx⁴ of either
+    product = difference = 0.0
     for x, y in parts:
         x64 = np.asarray(x, np.float64).reshape(-1)
         y64 = np.ascontiguousarray(y, np.float64).reshape(-1)
         step = y64 - x64
         count += x64.size
         equal += x64.size - int(np.count_nonzero(step))
-        sums += [x64.sum(), y64.sum(), x64 @ x64, y64 @ y64, x64 @ y64, step @ step]
-    x1, y1, xx, yy, xy, dd = sums.tolist()
-    spread = max(xx - x1 * x1 / count, 0.0) * max(yy - y1 * y1 / count, 0.0)
+        product += float(x64 @ y64)
+        difference += float(step @ step)
+        moments += [_power_sums(x64), _power_sums(y64)]
+    (first, second), (x1, y1) = moments, moments[:, 0]
+    spread = max(first[1] - x1 * x1 / count, 0.0) * max(second[1] - y1 * y1 / count, 0.0)
     return Numbers(
-        cosine=(xy - x1 * y1 / count) / math.sqrt(spread) if spread > 0 else 0.0,
-        first_energy=xx,
-        second_energy=yy,
-        difference=dd,
+        cosine=float((product - x1 * y1 / count) / math.sqrt(spread)) if spread > 0 else 0.0,
+        first_energy=float(first[1]),
+        second_energy=float(second[1]),
+        difference=difference,
         equal=equal / count,
+        first_kurtosis=_kurtosis(first / count),
+        second_kurtosis=_kurtosis(second / count),
     )
+
+
+def _power_sums(values: NDArray[np.float64]) -> list[float]:
+    squares = values * values
+    return [values.sum(), squares.sum(), float(squares @ values), float(squares @ squares)]
+
+
+def _kurtosis(raw: NDArray[np.float64]) -> float:
+    """Return the excess kurtosis from the first four raw moments."""
+    mean, second, third, fourth = raw.tolist()
+    variance = second - mean**2
+    if variance <= 1e-12 * second:
+        return 0.0
+    central = fourth - 4 * mean * third + 6 * mean**2 * second - 3 * mean**4
+    return float(central / variance**2 - 3)
 
 
 def total(pairs: Sequence[PairMeasure]) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embedder.checkpoint import Checkpoint
+from embedder.discovery import located
 from embedder.errors import CheckpointError, NotFoundError
 from embedder.fingerprint import Fingerprint, take_fingerprint
 from embedder.opening import open_checkpoint
@@ -79,7 +80,7 @@ def find_model(given: str, catalogue: Catalogue | None) -> Model:
 def _entry_at(path: Path, catalogue: Catalogue | None) -> Entry | None:
     if catalogue is None:
         return None
-    found = catalogue.find(location=str(path.absolute()))
+    found = catalogue.find(location=str(located(path)))
     fresh = [entry for entry in found if restamped(entry.stamp) == entry.stamp]
     return fresh[0] if fresh else None
 

@@ -112,7 +112,7 @@ def coarser(x: Array, y: Array, prints: Prints) -> str:
         (y, x, prints[1], prints[0], "second"),
         (x, y, prints[0], prints[1], "first"),
     ):
-        if (theirs.quantised and not ours.quantised) or _on_lattice(coarse, smooth):
+        if (theirs.quantised and not ours.quantised) or _lattice(coarse, smooth):
             return child
     return ""
 
@@ -124,9 +124,10 @@ def _quantised(x: Array, y: Array, prints: Prints) -> Operation | None:
         (y, x, prints[1], prints[0], "first"),
     ):
         stored = theirs.quantised and not ours.quantised
-        if not stored and not _on_lattice(coarse, smooth):
+        run = _lattice(coarse, smooth)
+        if not stored and not run:
             continue
-        step = _steps(coarse)
+        step = _steps(coarse, run)
         apart = np.abs(smooth - coarse)
         # Half a step, and a little for scales rounded to float16. The outermost levels may be
         # clipped, so a few values in a thousand may lie farther off.
@@ -143,18 +144,18 @@ _LARGEST_QUANTISATION_ERROR = 0.13
 for Q8_0 (.005) to NF4 (.092) in the scout notes of `lineage-methods`."""
 
 
-def _on_lattice(coarse: Array, smooth: Array) -> bool:
-    """Say whether the rows of one, or its runs of 32, take few evenly spaced levels.
+def _lattice(coarse: Array, smooth: Array) -> int:
+    """Return how many neighbouring values share a scale: a row's length, 32, or 0 for no lattice.
 
-    The other must not, or both are coarse and neither was made from the other by rounding.
+    The other must lie on none, or both are coarse and neither was made from the other by rounding.
     """
     rows, others = (values.reshape(len(values), -1)[:32, :4096] for values in (coarse, smooth))
     if rows.shape[1] >= 16 and _share_even(rows, 256) > 0.9 and _share_even(others, 256) < 0.5:
-        return True
+        return coarse.size // len(coarse)
     if rows.shape[1] % _GROUP:
-        return False
+        return 0
     grouped = [values.reshape(-1, _GROUP)[:256] for values in (rows, others)]
-    return _share_even(grouped[0], 16) > 0.9 and _share_even(grouped[1], 16) < 0.5
+    return _GROUP if _share_even(grouped[0], 16) > 0.9 > 0.5 > _share_even(grouped[1], 16) else 0
 
 
 _GROUP = 32
@@ -183,16 +184,20 @@ def _share_even(rows: Array, levels: int) -> float:
     return float(np.mean(even))
 
 
-def _steps(coarse: Array) -> Array:
-    """Return the smallest gap between neighbouring levels of each row, for every value."""
-    rows = coarse.reshape(len(coarse), -1)
-    ordered = np.sort(rows, axis=1)
-    gaps = np.diff(ordered, axis=1)
-    scale = np.abs(rows).max(axis=1, keepdims=True)
+def _steps(coarse: Array, run: int) -> Array:
+    """Return the smallest gap between the levels of each run of values, for every value.
+
+    Args:
+        coarse: Values on a lattice.
+        run: How many share a scale; 0 for a row.
+    """
+    runs = coarse.reshape(-1, run or coarse.size // len(coarse))
+    gaps = np.diff(np.sort(runs, axis=1), axis=1)
+    scale = np.abs(runs).max(axis=1, keepdims=True)
     gaps = np.where(gaps > 1e-6 * scale, gaps, np.inf)
     step = gaps.min(axis=1, initial=np.inf)
     step = np.where(np.isfinite(step), step, 0.0)
-    return np.broadcast_to(step[:, None], rows.shape).reshape(coarse.shape)
+    return np.broadcast_to(step[:, None], runs.shape).reshape(coarse.shape)
 
 
 def _pruned(x: Array, y: Array, prints: Prints) -> Operation | None:

@@ -1,9 +1,11 @@
 """A table as text: drawn for people, or tab-separated for scripts."""
 
 import io
+import json
+import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -12,16 +14,46 @@ class Table:
     """Columns, rows, and lines for people.
 
     Args:
-        columns: Names of the columns; the first is what `-q` prints.
+        columns: Names of the columns; the first is what `-q` prints, if there are no `names`.
         rows: Values, in the order of the columns.
         closing: What to say below the table.
         opening: What to say above it.
+        names: What `-q` prints where no column holds all names.
+        whole: Whether people always see all rows.
     """
 
     columns: tuple[str, ...]
     rows: Sequence[Sequence[Any]]
     closing: str = ""
     opening: str = ""
+    names: Sequence[str] | None = None
+    whole: bool = False
+
+
+SHOWN_ROWS = 20
+"""Rows of a table that people see without asking for more."""
+
+
+def rendered(
+    table: Table, answer: dict[str, Any], *, form: str | None = None, limit: int | None = None
+) -> str:
+    """Return an answer as text.
+
+    Args:
+        table: It as a table.
+        answer: It as JSON, cut already.
+        form: `json`, `tsv`, `names`, or None for people.
+        limit: Rows to cut the table to; None leaves `tsv` and `names` complete.
+    """
+    if form == "json":
+        return json.dumps(answer, ensure_ascii=False)
+    cut = table if limit is None else replace(table, rows=table.rows[:limit])
+    if form == "tsv":
+        return to_tsv(cut)
+    if form == "names":
+        first = [str(row[0]) for row in cut.rows]
+        return "\n".join(first if table.names is None else table.names[:limit])
+    return to_text(cut, SHOWN_ROWS if limit is None and not table.whole else None)
 
 
 def to_text(table: Table, most: int | None) -> str:
@@ -52,6 +84,19 @@ def to_text(table: Table, most: int | None) -> str:
         lines.append(f"{left:,} more rows; --limit N shows more, --tsv and --json all.")
     lines.append(table.closing)
     return "\n".join(line for line in lines if line)
+
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Return a text that UTF-8 can say: bytes of a name that are no text become U+FFFD.
+
+    Example:
+        >>> printable("caf" + chr(0xDCE9)) == "caf" + chr(0xFFFD)
+        True
+    """
+    return _SURROGATES.sub("\ufffd", text)
 
 
 def number(value: Any) -> str:

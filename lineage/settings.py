@@ -52,5 +52,5 @@ def _table(file: Path, keys: tuple[str, ...]) -> dict[str, Any]:
             return {}  # somebody else's file
         raise SettingsError(f"{file}: not TOML ({error})") from error
     for key in keys:
-        found = found.get(key, {})
+        found = found.get(key, {}) if isinstance(found, dict) else {}
     return found if isinstance(found, dict) else {}

@@ -193,11 +193,12 @@ def make_family(folder: Path, seed: int = 0) -> tuple[Births, Births]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
-    base = train(new_network(rng), rng, steps=600, rate=3e-3)
-    twin = train(new_network(rng), rng, steps=600, rate=3e-3)
-    legal = train(base, rng, steps=60, rate=3e-4, shift=0.5)
-    legal2 = train(legal, rng, steps=60, rate=3e-4, shift=0.8)
-    chat = train(base, rng, steps=60, rate=3e-4, shift=-0.5)
+    # Long and fast enough that a founder has left its random start behind: two trained from one
+    # start end .9 of their norm apart.
+    base, twin = (train(new_network(rng), rng, steps=1500, rate=1e-2) for _ in range(2))
+    legal = train(base, rng, steps=60, rate=1e-3, shift=0.5)
+    legal2 = train(legal, rng, steps=60, rate=1e-3, shift=0.8)
+    chat = train(base, rng, steps=60, rate=1e-3, shift=-0.5)
     models = {
         "base-a": base,
         "twin-b": twin,

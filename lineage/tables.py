@@ -114,7 +114,8 @@ def tree_table(answer: Json) -> Table:
         for e in answer["edges"]
     ]
     columns = ("child", "parent", "relation", "direction", "length", "support")
-    return Table(columns, rows)
+    names = [name for n in answer["nodes"] if n["observed"] for name in (n["name"], *n["also"])]
+    return Table(columns, rows, names=names)
 
 
 def list_table(answer: Json) -> Table:
@@ -135,8 +136,11 @@ def add_table(answer: Json) -> Table:
         plural(len(answer[what]), word)
         for what, word in (("added", "model"), ("unchanged", "model"), ("failed", "model"))
     ]
-    closing = f"{counts[0]} added, {counts[1]} unchanged, {counts[2]} failed."
-    return Table(("model", "outcome", "reason"), rows, closing)
+    closing = [f"limit   {limit}" for limit in answer["limits"]]
+    closing.append(f"{counts[0]} added, {counts[1]} unchanged, {counts[2]} failed.")
+    if answer["failed"]:
+        closing.append("What was added is kept; mend the rest and run the same command.")
+    return Table(("model", "outcome", "reason"), rows, "\n".join(closing))
 
 
 def plan_table(answer: Json) -> Table:
@@ -164,7 +168,7 @@ def info_table(answer: Json) -> Table:
         for name, value in facts.items() if isinstance(facts, dict) else (("", facts),):
             rows.append((f"declared {place} {name}".strip(), _short(value)))
     rows += [("limit", limit) for limit in answer["limits"]]
-    return Table(("fact", "value"), rows)
+    return Table(("fact", "value"), rows, names=[answer["model"]], whole=True)
 
 
 def _short(value: Any, most: int = 100) -> str:
@@ -176,7 +180,7 @@ def _short(value: Any, most: int = 100) -> str:
 def doctor_table(answer: Json) -> Table:
     """Return the table of `doctor`: one row a finding."""
     rows = [(found["what"], found["state"], found["note"]) for found in answer["findings"]]
-    return Table(("what", "state", "note"), rows)
+    return Table(("what", "state", "note"), rows, whole=True)
 
 
 def descent_table(answer: Json, way: str) -> Table:
@@ -195,4 +199,5 @@ def path_table(answer: Json) -> Table:
         (s["from"], s["to"], s["relation"], s["direction"], s["length"]) for s in answer["steps"]
     ]
     closing = "" if answer["joined"] else "No line of kin joins the two."
-    return Table(("from", "to", "relation", "direction", "length"), rows, closing)
+    names = [s["from"] for s in answer["steps"][:1]] + [s["to"] for s in answer["steps"]]
+    return Table(("from", "to", "relation", "direction", "length"), rows, closing, names=names)
