@@ -300,5 +300,5 @@ def _limits_of(prints: list[TensorPrint]) -> list[str]:
         f"{tensor.name}: {tensor.summary.not_finite:,} of {tensor.size:,} values are NaN or "
         "infinite; not counted"
         for tensor in prints
-        if tensor.summary.not_finite
+        if tensor.summary.not_finite and tensor.kind is not Kind.BUFFER
     ]

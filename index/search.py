@@ -10,7 +10,7 @@ NOISE = 0.12
 """Inner product from which a model is always a candidate, four standard deviations of the noise
 between strangers of equal shapes (.03, see `embedder.vector`)."""
 
-ALWAYS = 16
+ALWAYS = 8
 """The nearest models are candidates however far they are."""
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from embedder.errors import CheckpointError
 from index.errors import NotCataloguedError
-from index.search import ModelIndex
 from lineage.comparison import Comparison, compare_models
 from lineage.direction import BACKWARD, FORWARD
+from lineage.known import Known
 from lineage.models import Model, find_model
 from lineage.relation import Relation
 from lineage.relatives import find_relatives
@@ -91,9 +91,7 @@ def declared_claims(declared: dict[str, Any]) -> list[Claim]:
     return claims
 
 
-def verify_model(
-    model: Model, known: ModelIndex | None, parents: Sequence[str] = ()
-) -> Verification:
+def verify_model(model: Model, known: Known | None, parents: Sequence[str] = ()) -> Verification:
     """Check the claims made of a model.
 
     Args:
@@ -115,7 +113,7 @@ def verify_model(
     return result
 
 
-def _base_claim(claim: Claim, model: Model, known: ModelIndex | None, number: int) -> Answer:
+def _base_claim(claim: Claim, model: Model, known: Known | None, number: int) -> Answer:
     try:
         base = find_model(claim.value, known.catalogue if known else None)
     except (NotCataloguedError, CheckpointError) as error:
@@ -148,7 +146,7 @@ def _base_claim(claim: Claim, model: Model, known: ModelIndex | None, number: in
     return Answer(claim, CANNOT_SAY, found.verdict.reasons[0], found)
 
 
-def _other_ancestor(base: Model, model: Model, known: ModelIndex | None) -> Comparison | None:
+def _other_ancestor(base: Model, model: Model, known: Known | None) -> Comparison | None:
     """Return a found ancestor of the model that the claimed base is a stranger to."""
     if known is None:
         return None

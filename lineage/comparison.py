@@ -4,11 +4,11 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from index.search import ModelIndex
 from lineage.chance import corrected
 from lineage.direction import Direction, direction_of
+from lineage.known import Known, measure_pair
 from lineage.measure import Measurement
-from lineage.models import Model, known_model, measure_models
+from lineage.models import Model
 from lineage.relation import Relation, Verdict, decide
 from lineage.third import Meeting, meeting_point, refined
 
@@ -52,7 +52,7 @@ class Comparison:
 def compare_models(
     first: Model,
     second: Model,
-    known: ModelIndex | None = None,
+    known: Known | None = None,
     *,
     exact: bool = True,
     corrected_for: int = 1,
@@ -66,8 +66,11 @@ def compare_models(
         exact: Whether to read weights, or to be content with fingerprints.
         corrected_for: Number of models searched, or claims checked.
     """
-    catalogue = known.catalogue if known else None
-    measured = measure_models(first, second, catalogue, exact=exact)
+    measured = (
+        measure_pair(first, second, exact=exact)
+        if known is None
+        else known.measure(first, second, exact=exact)
+    )
     verdict = decide(first.fingerprint, second.fingerprint, measured)
     meetings: list[Meeting] = []
     if known is not None and verdict.relation is Relation.CANNOT_SAY:
@@ -111,21 +114,19 @@ def distance_from_second(found: Comparison) -> float | None:
 
 
 def _meetings(
-    first: Model, second: Model, between: Measurement, known: ModelIndex, *, exact: bool
+    first: Model, second: Model, between: Measurement, known: Known, *, exact: bool
 ) -> Iterable[Meeting]:
     """Yield where the branches of catalogued relatives meet those of two models."""
-    catalogue = known.catalogue
     own = {first.content, second.content}
     asked = 0
     for candidate in known.candidates(first.fingerprint):
-        (entry,) = catalogue.by_id([candidate.model])
-        if entry.content in own or asked == THIRD_MODELS or candidate.cosine < LIKE_ENOUGH:
+        third = known.candidate(candidate)
+        if third.content in own or asked == THIRD_MODELS or candidate.cosine < LIKE_ENOUGH:
             continue
-        own.add(entry.content)
+        own.add(third.content)
         asked += 1
-        third = known_model(entry, catalogue)
-        to_first = measure_models(first, third, catalogue, exact=exact)
-        to_second = measure_models(second, third, catalogue, exact=exact)
+        to_first = known.measure(first, third, exact=exact)
+        to_second = known.measure(second, third, exact=exact)
         found = meeting_point(third.name, between, to_first, to_second)
         if found is not None:
             yield found
@@ -136,7 +137,7 @@ LIKE_ENOUGH = 0.5
 
 
 def shared_constants(
-    first: Model, second: Model, measured: Measurement, known: ModelIndex
+    first: Model, second: Model, measured: Measurement, known: Known
 ) -> frozenset[bytes]:
     """Return digests of equal tensors that a third model has and nothing else of these two.
 

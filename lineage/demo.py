@@ -1,15 +1,22 @@
 """The demonstration: a family is made, indexed and drawn, and the answers are held to the truth."""
 
-import shutil
 import time
 from pathlib import Path
 
 from embedder.errors import ModelLineageError
+from index.sqlite import FILE
 from lineage.engine import LineageEngine
 from lineage.formats import to_text
 from lineage.simulate import Birth, make_family
 
 CATALOGUE = "catalogue"
+MADE = frozenset(
+    {CATALOGUE, "base-a.safetensors", "base-copy.npz", "base-12-classes.safetensors"}
+    | {"base-pruned.safetensors", "base-reordered.safetensors", "chat.safetensors"}
+    | {"chat-fp16.safetensors", "legal.safetensors", "legal-int8.safetensors"}
+    | {"legal-v2.safetensors", "twin-b.safetensors"}
+)
+"""What a demonstration leaves in its folder: all that a later one may remove from it."""
 
 
 class DemoError(ModelLineageError, FileExistsError):
@@ -29,6 +36,8 @@ def run_demo(folder: Path) -> str:
         DemoError: The folder holds something else.
     """
     _clear(folder)
+    # Made first, so that a demonstration that was stopped is known for one.
+    (folder / CATALOGUE).mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     births, strangers = make_family(folder)
     made = time.perf_counter()
@@ -61,13 +70,19 @@ def run_demo(folder: Path) -> str:
 
 
 def _clear(folder: Path) -> None:
-    if folder.exists():
-        own = (folder / CATALOGUE).is_dir() or not any(folder.iterdir())
-        if not own:
-            raise DemoError(
-                f"{folder}: holds something else; nothing was changed; name a new folder"
-            )
-        shutil.rmtree(folder)
+    """Remove an earlier demonstration; whatever else is there must stay as it is."""
+    if not folder.exists():
+        return
+    found = {file.name for file in folder.iterdir()} if folder.is_dir() else {""}
+    inside = folder / CATALOGUE
+    kept = {file.name for file in inside.iterdir()} if inside.is_dir() else set()
+    whole = not found or CATALOGUE in found
+    if not whole or found - MADE or any(not name.startswith(FILE) for name in kept):
+        raise DemoError(f"{folder}: holds something else; nothing was changed; name a new folder")
+    for name in found - {CATALOGUE}:
+        (folder / name).unlink()
+    for name in kept:
+        (inside / name).unlink()
 
 
 def _is_found(engine: LineageEngine, birth: Birth) -> bool:

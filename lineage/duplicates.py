@@ -5,9 +5,8 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 from index.catalogue import Entry
-from index.search import ModelIndex
 from lineage.comparison import compare_models
-from lineage.models import known_model
+from lineage.known import Known
 from lineage.relation import Relation
 
 _LIKE = 0.97
@@ -29,7 +28,7 @@ class Group:
     models: tuple[str, ...]
 
 
-def find_duplicates(known: ModelIndex) -> list[Group]:
+def find_duplicates(known: Known) -> list[Group]:
     """Return all groups of duplicates in a catalogue.
 
     Groups are complete and nested: a same-tensors group holds all members of its identical-file
@@ -58,7 +57,7 @@ def _grouped(keyed: Iterable[tuple[Hashable, str]]) -> list[tuple[str, ...]]:
     return sorted(tuple(sorted(names)) for names in groups.values() if len(names) > 1)
 
 
-def _same_weights(entries: Sequence[Entry], known: ModelIndex) -> list[tuple[str, ...]]:
+def _same_weights(entries: Sequence[Entry], known: Known) -> list[tuple[str, ...]]:
     """Return groups of models whose contents are equal once layout, type and scales are undone."""
     of_content: dict[bytes, Entry] = {entry.content: entry for entry in reversed(entries)}
     group_of = {content: content for content in of_content}
@@ -70,14 +69,14 @@ def _same_weights(entries: Sequence[Entry], known: ModelIndex) -> list[tuple[str
 
     by_id = {entry.id: entry for entry in entries}
     for content, entry in of_content.items():
-        model = known_model(entry, known.catalogue)
+        model = known.model(entry)
         for candidate in known.candidates(model.fingerprint):
             other = by_id.get(candidate.model)
             if other is None or root(other.content) == root(content):
                 continue
             if candidate.cosine < _LIKE and candidate.shared < _SHARED:
                 continue
-            found = compare_models(model, known_model(other, known.catalogue), known)
+            found = compare_models(model, known.model(other), known)
             if found.relation in (Relation.SAME_WEIGHTS, Relation.SAME_TENSORS):
                 group_of[root(other.content)] = root(content)
     return _grouped((root(entry.content), entry.name) for entry in entries)

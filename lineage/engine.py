@@ -11,13 +11,13 @@ from typing import Self
 
 from index.catalogue import Catalogue, Entry, open_catalogue
 from index.errors import CatalogueError, NotCataloguedError
-from index.search import ModelIndex
 from index.sqlite import SqliteCatalogue
 from index.transfer import export_catalogue, import_catalogue
 from lineage.adding import Added, Job, Watcher, add_models, plan
 from lineage.claims import Verification, verify_model
 from lineage.comparison import Comparison, compare_models
 from lineage.duplicates import Group, find_duplicates
+from lineage.known import Known
 from lineage.models import Model, find_model
 from lineage.relatives import Relatives, find_relatives
 from lineage.tree import Tree, build_tree
@@ -43,7 +43,7 @@ class LineageEngine:
         except CatalogueError:
             if not optional or (Path(catalogue) / "catalogue.sqlite").exists():
                 raise
-        self._index = None if self._catalogue is None else ModelIndex(self._catalogue)
+        self._known = None if self._catalogue is None else Known(self._catalogue)
 
     @property
     def catalogue(self) -> Catalogue:
@@ -57,9 +57,13 @@ class LineageEngine:
         return self._catalogue
 
     @property
-    def known(self) -> ModelIndex:
-        """The catalogue's index."""
-        return self._index or ModelIndex(self.catalogue)
+    def known(self) -> Known:
+        """The catalogued models.
+
+        Raises:
+            CatalogueError: There is no catalogue.
+        """
+        return self._known or Known(self.catalogue)
 
     def plan(
         self, paths: Sequence[Path], *, name: str = "", allow_partial: bool = False
@@ -92,7 +96,7 @@ class LineageEngine:
 
     def compare(self, first: str, second: str) -> Comparison:
         """Return what two models are to each other, with the evidence."""
-        return compare_models(self.model(first), self.model(second), self._index)
+        return compare_models(self.model(first), self.model(second), self._known)
 
     def relatives(self, given: str) -> Relatives:
         """Return all catalogued kin of a model: its parents and its children."""
@@ -100,7 +104,7 @@ class LineageEngine:
 
     def verify(self, given: str, parents: Sequence[str] = ()) -> Verification:
         """Check the claims made of a model against its weights."""
-        return verify_model(self.model(given), self._index, parents)
+        return verify_model(self.model(given), self._known, parents)
 
     def duplicates(self) -> list[Group]:
         """Return all groups of duplicates in the catalogue."""
@@ -145,6 +149,8 @@ class LineageEngine:
 
     def close(self) -> None:
         """Close the catalogue; a second call does nothing."""
+        if self._known is not None:
+            self._known.close()
         if self._catalogue is not None:
             self._catalogue.close()
 

@@ -60,6 +60,7 @@ class _Side:
     def __init__(self, tensors: Sequence[TensorPrint], chosen: Chooser) -> None:
         self.tensors = tensors
         self.free = {place for place, tensor in enumerate(tensors) if chosen(tensor)}
+        self.count = len(self.free)
         self._sketches: dict[int, NDArray[np.float32]] = {}
 
     def sorting(self, place: int) -> Order:
@@ -280,14 +281,35 @@ def _grown(left: _Side, right: _Side) -> list[Match]:
         for other in sorted(right.free):
             ours, theirs = left.tensors[place], right.tensors[other]
             axes = _differences(ours.squeezed, theirs.squeezed)
-            if not axes:
+            if not axes or (len(axes) > 1 and not _may_hold(ours, theirs)):
                 continue
             far = abs(np.log(ours.size / theirs.size))
             order = tuple(range(len(ours.squeezed)))
             rank = (len(axes), ours.name != theirs.name, far)
             found.append((rank, Match(place, other, order, "place", 0.0, axes)))
     found.sort(key=lambda entry: entry[0])
-    return _take(left, right, [match for _, match in found])
+    free = left.free.copy(), right.free.copy()
+    taken = _take(left, right, [match for _, match in found])
+    if all(len(side.free) <= _MOST_ALONE * side.count for side in (left, right)):
+        return taken
+    left.free, right.free = free
+    return []
+
+
+_MOST_ALONE = 0.25
+"""Share of a model's tensors that may be left without a partner if others are paired although they
+differ in length: grown and thinned copies keep the skeleton, and any two strangers have some
+tensors that differ along one axis only."""
+
+
+def _may_hold(ours: TensorPrint, theirs: TensorPrint) -> bool:
+    """Say whether the smaller of two tensors can be the larger with rows and columns taken out."""
+    small, large = sorted((ours, theirs), key=lambda tensor: tensor.size)
+    return (
+        small.summary.maximum <= large.summary.maximum
+        and small.summary.minimum >= large.summary.minimum
+        and small.summary.norm <= large.summary.norm
+    )
 
 
 def _differences(ours: tuple[int, ...], theirs: tuple[int, ...]) -> tuple[int, ...]:

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
-from index.search import Candidate, ModelIndex
+from index.search import Candidate
 from lineage.comparison import Comparison, compare_models, reversed_comparison
 from lineage.direction import BACKWARD, FORWARD
-from lineage.models import Model, known_model
+from lineage.known import Known
+from lineage.models import Model
 from lineage.relation import Relation
 
 EXACT_FIRST = 24
@@ -59,7 +60,7 @@ class Relatives:
         return [found for found in self.found if found.relation in LISTED]
 
 
-def find_relatives(model: Model, known: ModelIndex, *, exact: bool = True) -> Relatives:
+def find_relatives(model: Model, known: Known, *, exact: bool = True) -> Relatives:
     """Return every catalogued model that is kin to one.
 
     Args:
@@ -82,10 +83,9 @@ def find_relatives(model: Model, known: ModelIndex, *, exact: bool = True) -> Re
 
 
 def _compared(
-    model: Model, candidate: Candidate, known: ModelIndex, *, exact: bool, searched: int
+    model: Model, candidate: Candidate, known: Known, *, exact: bool, searched: int
 ) -> Comparison:
-    (entry,) = known.catalogue.by_id([candidate.model])
-    other = known_model(entry, known.catalogue)
+    other = known.candidate(candidate)
     quick = compare_models(other, model, None, exact=False, corrected_for=searched)
     if quick.relation is Relation.UNRELATED or not exact:
         # Fingerprints can show that two models are strangers, and that costs no reading.

@@ -81,7 +81,8 @@ def to_text(table: Table, most: int | None) -> str:
     lines = [table.opening, buffer.getvalue().rstrip()]
     if len(shown) < len(table.rows):
         left = len(table.rows) - len(shown)
-        lines.append(f"{left:,} more rows; --limit N shows more, --tsv and --json all.")
+        noun = "row" if left == 1 else "rows"
+        lines.append(f"{left:,} more {noun}; --limit N shows more, --tsv and --json all.")
     lines.append(table.closing)
     return "\n".join(line for line in lines if line)
 

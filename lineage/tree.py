@@ -13,12 +13,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from index.catalogue import Entry
-from index.search import ModelIndex
 from lineage.arborescence import Edge as Arc
 from lineage.arborescence import minimum_forest
 from lineage.comparison import Comparison, distance_from_second
 from lineage.direction import BACKWARD, FORWARD, UNKNOWN
-from lineage.models import known_model
+from lineage.known import Known
 from lineage.relation import Relation
 from lineage.relatives import LISTED, find_relatives
 
@@ -97,7 +96,7 @@ class Tree:
         return next((n for n in self.nodes if name == n.name or name in n.also), None)
 
 
-def build_tree(known: ModelIndex, entries: Sequence[Entry] | None = None) -> Tree:
+def build_tree(known: Known, entries: Sequence[Entry] | None = None) -> Tree:
     """Return the family trees of catalogued models.
 
     Args:
@@ -120,13 +119,13 @@ def _nodes(entries: Iterable[Entry]) -> list[Node]:
 
 
 def _links(
-    known: ModelIndex, nodes: Sequence[Node], entries: Sequence[Entry], node_of: dict[str, str]
+    known: Known, nodes: Sequence[Node], entries: Sequence[Entry], node_of: dict[str, str]
 ) -> Links:
     """Return the kin pairs of nodes, each once, as comparisons of the first with the second."""
     by_name = {entry.name: entry for entry in entries}
     links: Links = {}
     for node in nodes:
-        model = known_model(by_name[node.name], known.catalogue)
+        model = known.model(by_name[node.name])
         for found in find_relatives(model, known).found:
             other = node_of.get(found.first.name)
             if other is None or other == node.id or (node.id, other) in links:
