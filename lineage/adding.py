@@ -23,8 +23,9 @@ from embedder.sniff import sniff
 from index.catalogue import Catalogue, Entry
 from index.errors import NameTakenError
 from lineage.measure import measure
-from lineage.relation import Relation, decide
+from lineage.relation import decide
 from lineage.rendering import printable
+from lineage.verdict import Relation
 
 _POOL_FROM = 12
 """Models from which worker processes pay for their start (.25 s each)."""
@@ -253,7 +254,13 @@ def _outcomes(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Outcome]
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker)
     try:
-        waiting: dict[Future[Outcome], Job] = {pool.submit(read_model, job): job for job in small}
+        # Ctrl-C reaches every process of the terminal; only this one shall answer it. Workers start
+        # as jobs are handed in, and inherit what is blocked.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            waiting: dict[Future[Outcome], Job] = {pool.submit(read_model, j): j for j in small}
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         for done in as_completed(waiting):
             yield waiting[done], done.exception() or done.result()  # type: ignore[misc]
     finally:
@@ -263,8 +270,6 @@ def _outcomes(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Outcome]
 def _begin_worker() -> None:
     # One thread in each of two processes beats two threads in one for many small products.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
-    # Ctrl-C reaches every process of the terminal; the parent alone answers it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -13,9 +13,9 @@ from lineage.comparison import Comparison
 from lineage.duplicates import Group
 from lineage.measure import METHOD as MEASURE_METHOD
 from lineage.measure import PairMeasure
-from lineage.relation import Relation
 from lineage.relatives import Relatives
 from lineage.tree import Tree
+from lineage.verdict import Relation
 
 Json = dict[str, Any]
 

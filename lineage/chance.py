@@ -142,8 +142,8 @@ def corrected(p: float, number: int) -> float:
         Šidák 1967, J. Am. Stat. Assoc. 62; equal to Bonferroni's n·p for small p.
 
     Example:
-        >>> corrected(1e-9, 1000)
-        1e-06
+        >>> corrected(0.5, 2)
+        0.75
     """
     if number <= 1:
         return p

@@ -10,8 +10,8 @@ from lineage.comparison import Comparison, compare_models
 from lineage.direction import BACKWARD, FORWARD
 from lineage.known import Known
 from lineage.models import Model, find_model
-from lineage.relation import Relation
 from lineage.relatives import find_relatives
+from lineage.verdict import Relation
 
 SUPPORTED, REFUTED, CANNOT_SAY = "supported", "refuted", "cannot-say"
 
@@ -139,11 +139,17 @@ def _base_claim(claim: Claim, model: Model, known: Known | None, number: int) ->
     if other is not None:
         reason = f"another ancestor is found, to which it is unrelated: {other.first.name}"
         return Answer(claim, REFUTED, reason, other)
+    if relation in _COPIES:
+        reason = f"the two are copies ({relation}); which came first is not in the weights"
+        return Answer(claim, CANNOT_SAY, reason, found)
     if relation.related:
         return Answer(
             claim, CANNOT_SAY, f"the same family ({relation}), but not which came first", found
         )
     return Answer(claim, CANNOT_SAY, found.verdict.reasons[0], found)
+
+
+_COPIES = frozenset({Relation.IDENTICAL_FILE, Relation.SAME_TENSORS, Relation.SAME_WEIGHTS})
 
 
 def _other_ancestor(base: Model, model: Model, known: Known | None) -> Comparison | None:

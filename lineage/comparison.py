@@ -9,8 +9,9 @@ from lineage.direction import Direction, direction_of
 from lineage.known import Known, measure_pair
 from lineage.measure import Measurement
 from lineage.models import Model
-from lineage.relation import Relation, Verdict, decide
+from lineage.relation import decide
 from lineage.third import Meeting, meeting_point, refined
+from lineage.verdict import Relation, Verdict
 
 THIRD_MODELS = 6
 """Third models that are asked about one pair; each costs two measurements."""

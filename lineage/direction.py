@@ -12,8 +12,8 @@ from embedder.checkpoint import Kind
 from embedder.fingerprint import Fingerprint
 from lineage.measure import Measurement
 from lineage.operations import ON_LATTICE
-from lineage.relation import Relation, Verdict
 from lineage.third import AT, Meeting
+from lineage.verdict import Relation, Verdict
 
 FORWARD = "parent→child"
 BACKWARD = "child→parent"
@@ -78,12 +78,16 @@ def direction_of(
     """
     if verdict.relation in _NO_DIRECTION:
         return Direction()
-    votes = [
-        *_by_operation(measured),
-        *_by_growth(verdict, measured),
-        *_by_folding(first, second, verdict),
-        *_by_third_models(verdict, meetings),
-    ]
+    if verdict.relation is Relation.FINE_TUNE:
+        # What was done besides training shows that one is not the parent of the other, but not
+        # that the other is: the two may be cousins.
+        votes = _by_third_models(meetings)
+    else:
+        votes = [
+            *_by_operation(measured),
+            *_by_growth(verdict, measured),
+            *_by_folding(first, second, verdict),
+        ]
     answers = {vote.answer for vote in votes}
     if len(answers) == 1:
         best = max(votes, key=lambda vote: vote.confidence)
@@ -134,10 +138,8 @@ def _by_folding(first: Fingerprint, second: Fingerprint, verdict: Verdict) -> li
     return [_towards(child, 0.95, f"running statistics are folded into the {child}")]
 
 
-def _by_third_models(verdict: Verdict, meetings: Sequence[Meeting]) -> list[Direction]:
+def _by_third_models(meetings: Sequence[Meeting]) -> list[Direction]:
     """The branches of several third models meet at one of the two: most roots lie beyond it."""
-    if verdict.relation is not Relation.FINE_TUNE:
-        return []
     at_first = sum(meeting.first < AT for meeting in meetings)
     at_second = sum(meeting.first > 1 - AT for meeting in meetings)
     if min(at_first, at_second) > 0 or max(at_first, at_second) < 2:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from index.catalogue import Entry
 from lineage.comparison import compare_models
 from lineage.known import Known
-from lineage.relation import Relation
+from lineage.verdict import Relation
 
 _LIKE = 0.97
 _SHARED = 0.5

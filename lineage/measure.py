@@ -19,11 +19,12 @@ from embedder.checkpoint import Checkpoint, Tensor
 from embedder.encoding import Values
 from embedder.fingerprint import Fingerprint, TensorPrint, fingerprinted
 from embedder.sketch import transposed
+from lineage.matching import MOST_WORK, best_matches, matching_work
 from lineage.operations import KIN, ON_LATTICE, coarser, operation_between, operation_by_type
 from lineage.pairing import Match, is_learned_vector, pair_tensors
 from lineage.parts import matched_parts
 
-METHOD = 2
+METHOD = 3
 """Version of what is measured; measurements of other versions are made again."""
 
 LARGEST_AT_ONCE = 1 << 25
@@ -52,6 +53,8 @@ class PairMeasure:
         equal: Share of the part's values that are equal.
         first_kurtosis: Excess kurtosis of the first's values.
         second_kurtosis: Excess kurtosis of the second's values.
+        units: Mean cosine of sampled rows or columns with their best partners, in whatever order;
+            0 where it was not looked for.
         operation: What alone explains the difference: `equal`, `turned`, `shuffled`,
             `reordered`, `cast`, `rescaled`, `quantised`, `pruned`; empty if nothing does.
         detail: More of that, in words.
@@ -75,6 +78,7 @@ class PairMeasure:
     equal: float
     first_kurtosis: float = 0.0
     second_kurtosis: float = 0.0
+    units: float = 0.0
     operation: str = ""
     detail: str = ""
     child: str = ""
@@ -258,6 +262,7 @@ class _ComparedByValue:
         self._prints = first.tensors, second.tensors
         self._tensors = fingerprinted(opened[0]), fingerprinted(opened[1])
         self._by_sketch = _ComparedBySketch(first, second)
+        self._work_left = MOST_WORK
 
     def __call__(self, match: Match) -> PairMeasure:
         prints = self._prints[0][match.first], self._prints[1][match.second]
@@ -277,6 +282,8 @@ class _ComparedByValue:
             return start
         measured = _with(start, compared([(x, y)]))
         found = operation_between(x, y, prints, measured.cosine)
+        if found is None and measured.cosine < KIN and not match.grown:
+            return replace(measured, units=self._units(x, y))
         if found is None:
             child = coarser(x, y, prints) if measured.cosine > KIN else ""
             return replace(measured, detail=ON_LATTICE, child=child) if child else measured
@@ -284,6 +291,14 @@ class _ComparedByValue:
             return replace(measured, operation="equal")
         detail = "; ".join(filter(None, (found.detail, start.detail)))
         return replace(measured, operation=found.name, detail=detail, child=found.child)
+
+    def _units(self, x: Values, y: Values) -> float:
+        """Look for rows or columns in another order, while the work for one pair allows it."""
+        work = matching_work(x.shape)
+        if work > self._work_left:
+            return 0.0
+        self._work_left -= work
+        return best_matches(x, y)
 
     def _in_slices(
         self, match: Match, tensors: tuple[Tensor, Tensor], start: PairMeasure

@@ -7,7 +7,7 @@ from lineage.comparison import Comparison, compare_models, reversed_comparison
 from lineage.direction import BACKWARD, FORWARD
 from lineage.known import Known
 from lineage.models import Model
-from lineage.relation import Relation
+from lineage.verdict import Relation
 
 EXACT_FIRST = 24
 """Candidates, the likeliest first, that are compared by their weights; the rest by fingerprints."""

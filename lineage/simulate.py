@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from lineage.relation import Relation
+from lineage.verdict import Relation
 
 Weights = dict[str, NDArray[np.float32]]
 

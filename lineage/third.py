@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from lineage.measure import Measurement, PairMeasure
-from lineage.relation import CLOSE, Relation, Verdict
+from lineage.relation import CLOSE
+from lineage.verdict import Relation, Verdict
 
 APART = 0.2
 """Share of d²_AB from which a model lies off the meeting point; .5 for three equal siblings, 0 for

@@ -18,8 +18,8 @@ from lineage.arborescence import minimum_forest
 from lineage.comparison import Comparison, distance_from_second
 from lineage.direction import BACKWARD, FORWARD, UNKNOWN
 from lineage.known import Known
-from lineage.relation import Relation
 from lineage.relatives import LISTED, find_relatives
+from lineage.verdict import Relation
 
 RESAMPLES = 100
 

@@ -10,7 +10,8 @@ from embedder.checkpoint import Checkpoint, tensor_of
 from embedder.fingerprint import Fingerprint, take_fingerprint
 from lineage.direction import Direction, direction_of
 from lineage.measure import Measurement, measure
-from lineage.relation import Verdict, decide
+from lineage.relation import decide
+from lineage.verdict import Verdict
 
 Weights = Mapping[str, NDArray[np.floating]]
 

@@ -14,8 +14,9 @@ from embedder.checkpoint import Checkpoint, Kind, tensor_of
 from embedder.fingerprint import take_fingerprint
 from kinship import Weights, judged, measured, network, normal, printed, stepped
 from lineage.measure import Measurement, measure
-from lineage.relation import Relation, decide
+from lineage.relation import decide
 from lineage.simulate import make_family, new_network, train
+from lineage.verdict import Relation
 
 MATRICES = ("0.weight", "1.weight", "2.weight")
 
@@ -297,3 +298,28 @@ class TestNumbers:
         verdict, _ = judged(base, broken)
         assert verdict.relation is Relation.PART_OF
         assert any("NaN" in limit for limit in printed(broken).limits)
+
+
+class TestReordered:
+    """Units in another order and trained further: never refuted as strangers."""
+
+    def test_reordered_and_trained_units_are_not_called_unrelated(
+        self, family: dict[str, dict[str, NDArray[np.float32]]]
+    ) -> None:
+        for child in ("chat", "legal", "legal-v2"):
+            verdict, _ = judged(family["base-reordered"], family[child])
+            assert verdict.relation is Relation.CANNOT_SAY, child
+            assert "another order" in verdict.reasons[0]
+
+    @pytest.mark.parametrize("drift", [0.1, 0.3, 0.6])
+    def test_they_are_found_up_to_the_drift_that_the_answer_names(self, drift: float) -> None:
+        base = network(1, (64, 96, 80, 10))
+        order = np.random.default_rng(3).permutation(96)
+        child = stepped(base, drift, 2)
+        child["0.weight"], child["0.bias"] = child["0.weight"][order], child["0.bias"][order]
+        child["1.weight"] = child["1.weight"][:, order]
+        assert relation(base, child) != "unrelated"
+
+    def test_an_unrelated_answer_names_that_limit(self) -> None:
+        verdict, _ = judged(network(1), network(2))
+        assert any("reordered units are found up to" in limit for limit in verdict.limits)

@@ -6,8 +6,8 @@ from numpy.typing import NDArray
 
 from kinship import Weights, judged, measured, network, printed, stepped
 from lineage.direction import direction_of
-from lineage.relation import Relation
 from lineage.third import Meeting, meeting_point, refined
+from lineage.verdict import Relation
 
 
 def meeting(first: Weights, second: Weights, third: Weights) -> Meeting:

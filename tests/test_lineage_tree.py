@@ -15,9 +15,9 @@ from kinship import network, stepped
 from lineage.arborescence import minimum_forest
 from lineage.engine import LineageEngine
 from lineage.formats import FORMATS, to_graph
-from lineage.relation import Relation
 from lineage.simulate import make_family
 from lineage.tree import Edge, Node, Tree
+from lineage.verdict import Relation
 
 
 class TestArborescence:
