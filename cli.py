@@ -7,8 +7,8 @@ imports what it needs when it runs, so that `lineage --help` stays fast.
 import json
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import rich_click as click
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from lineage.adding import Watcher
     from lineage.engine import LineageEngine
     from lineage.rendering import Table
@@ -25,10 +23,11 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 DONE, FAILED, USAGE, GATE, UNDECIDED, INTERRUPTED = 0, 1, 2, 3, 4, 130
-SHOWN_ROWS = 20
+# What cannot be read is no error of usage, so click does not look.
+PATH = click.Path(path_type=Path, readable=False)
+TREE_FORMATS = ("text", "newick", "nexus", "graphml", "dot", "mermaid", "svg")
 STOPPED = "Stopped. What was finished is kept; run the same command to go on."
 
-click.rich_click.USE_MARKDOWN = False
 _GROUPS = {
     "Look": "demo info doctor completion",
     "Build": "add list remove check export import",
@@ -66,27 +65,30 @@ def _report(error: Exception, given: Sequence[str]) -> int:
     """Say what went wrong and return the exit code for it."""
     from embedder.errors import ModelLineageError
 
-    if isinstance(error, BrokenPipeError):
-        sys.stderr.close()  # the reader has gone, and nothing is wrong
-        return DONE
-    if isinstance(error, click.exceptions.Exit):  # type: ignore[attr-defined]
-        return int(error.exit_code)
-    if isinstance(error, click.Abort):
-        click.echo(STOPPED, err=True)
-        return INTERRUPTED
-    expected = isinstance(error, click.ClickException | ModelLineageError | OSError | ValueError)
-    if not expected or ("--debug" in given and not isinstance(error, click.ClickException)):
+    told_by_click = isinstance(error, click.ClickException | click.Abort)
+    expected = told_by_click or isinstance(error, ModelLineageError | OSError | ValueError)
+    if not expected or ("--debug" in given and not told_by_click):
         raise error
     code = USAGE if isinstance(error, click.UsageError) else FAILED
+    detail = error.format_message() if isinstance(error, click.ClickException) else str(error)
+    if isinstance(error, click.Abort):
+        code, detail = INTERRUPTED, STOPPED
     if "--json" in given:
         from lineage.answers import problem_json
 
-        click.echo(json.dumps(problem_json(error, code)), err=True)
+        _say(json.dumps(problem_json(error, code, detail)), err=True)
     elif isinstance(error, click.ClickException):
         error.show()
     else:
-        click.echo(f"Error: {error}", err=True)
+        _say(detail if code == INTERRUPTED else f"Error: {detail}", err=True)
     return code
+
+
+def _say(text: str, *, err: bool = False) -> None:
+    """Print a text; names of files and tensors in it may hold bytes that are no text."""
+    from lineage.rendering import printable
+
+    click.echo(printable(text), err=err)
 
 
 # ------------------------------------------------------------------ options that commands share
@@ -100,49 +102,27 @@ class Output:
     form: str | None = None
     limit: int | None = None
 
-    @contextmanager
-    def engine(self, *, create: bool = False, optional: bool = False) -> "Iterator[LineageEngine]":
-        """Open the catalogue."""
+    def engine(self, *, create: bool = False, optional: bool = False) -> "LineageEngine":
+        """Open the catalogue; use it in a `with` statement."""
         from lineage.engine import LineageEngine
 
-        with LineageEngine(self.catalogue, create=create, optional=optional) as engine:
-            yield engine
+        return LineageEngine(self.catalogue, create=create, optional=optional)
 
     def show(self, answer: dict[str, Any], table: "Table") -> int:
         """Print an answer as the user asked for it; return exit code 0."""
-        from lineage.rendering import to_text, to_tsv
+        from lineage.answers import limited
+        from lineage.rendering import rendered
 
-        if self.limit is not None:
-            table = replace(table, rows=table.rows[: self.limit])
-        if self.form == "json":
-            click.echo(json.dumps(_limited(answer, self.limit), ensure_ascii=False))
-        elif self.form == "tsv":
-            click.echo(to_tsv(table))
-        elif self.form == "names":
-            for row in table.rows:
-                click.echo(row[0])
-        else:
-            click.echo(to_text(table, SHOWN_ROWS if self.limit is None else None))
+        text = rendered(table, limited(answer, self.limit), form=self.form, limit=self.limit)
+        if text:
+            _say(text)
         return DONE
-
-
-def _limited(answer: dict[str, Any], limit: int | None) -> dict[str, Any]:
-    lists = ("parents", "children", "models", "groups", "claims", "tensors", "edges", "findings")
-    return {
-        key: value[:limit] if limit is not None and key in lists else value
-        for key, value in answer.items()
-    }
 
 
 def _default_catalogue() -> str:
     from lineage.settings import read_settings
 
     return str(read_settings(Path.cwd())["catalogue"][0])
-
-
-def with_catalogue(command: Command) -> Command:
-    """Add --catalogue and --debug, and hand the command an `Output`."""
-    return _collected(command, _CATALOGUE_OPTIONS)
 
 
 def answering(command: Command) -> Command:
@@ -194,17 +174,17 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("folder", type=click.Path(path_type=Path), default=Path("lineage-demo"))
+@click.argument("folder", type=PATH, default=Path("lineage-demo"))
 def demo(folder: Path) -> int:
     """Make a small family with known descent, index it and draw it."""
     from lineage.demo import run_demo
 
-    click.echo(run_demo(folder))
+    _say(run_demo(folder))
     return DONE
 
 
 @cli.command()
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=PATH)
 @answering
 def info(output: Output, model: Path) -> int:
     """Say what a file is, from its header alone."""
@@ -219,7 +199,7 @@ def info(output: Output, model: Path) -> int:
 
 
 @cli.command()
-@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("models", nargs=-1, required=True, type=PATH)
 @click.option("--name", default="", help="Name of the model, if it is one.")
 @click.option("--jobs", type=click.IntRange(min=1), default=2, help="Processes for small models.")
 @click.option("--dry-run", is_flag=True, help="Say what would be read, and read nothing.")
@@ -246,7 +226,7 @@ def add(
             planned = engine.plan(models, name=name, allow_partial=allow_partial)
             answer = answers.plan_json(*planned, output.catalogue)
             return output.show(answer, tables.plan_table(answer))
-        with _watching() as watcher:
+        with _watcher() as watcher:
             result = engine.add(
                 models, name=name, allow_partial=allow_partial, workers=jobs, watcher=watcher
             )
@@ -257,16 +237,13 @@ def add(
     return UNDECIDED if result.added or result.unchanged else FAILED
 
 
-@contextmanager
-def _watching() -> "Iterator[Watcher | None]":
-    """Show a bar on a terminal, and nothing elsewhere."""
+def _watcher() -> "AbstractContextManager[Watcher | None]":
+    """Return a bar on a terminal, and nothing elsewhere."""
     if not sys.stderr.isatty():
-        yield None
-        return
+        return nullcontext()
     from lineage.progress import Bar
 
-    with Bar() as bar:
-        yield bar
+    return Bar()
 
 
 @cli.command(name="list")
@@ -283,50 +260,56 @@ def list_(output: Output, pattern: str) -> int:
 
 @cli.command()
 @click.argument("models", nargs=-1, required=True)
-@with_catalogue
+@answering
 def remove(output: Output, models: tuple[str, ...]) -> int:
     """Forget models; their files stay."""
+    from lineage import answers, tables
+
     with output.engine() as engine:
-        for model in models:
-            engine.catalogue.remove(model)
-    click.echo(f"Removed {', '.join(models)}; the files stay.", err=True)
-    return DONE
+        engine.remove(models)
+    answer = answers.done_json("remove", {"removed": list(models)}, output.catalogue)
+    return output.show(answer, tables.remove_table(answer))
 
 
 @cli.command()
-@with_catalogue
+@answering
 def check(output: Output) -> int:
     """Look whether the catalogue is whole."""
+    from lineage import answers, tables
+
     with output.engine() as engine:
-        problems = engine.catalogue.check()
-        count = len(engine.catalogue)
-    for problem in problems:
-        click.echo(problem)
-    click.echo(f"{count:,} models, {len(problems)} problems.", err=True)
-    return UNDECIDED if problems else DONE
+        facts = {"problems": engine.catalogue.check(), "models": len(engine.catalogue)}
+    answer = answers.done_json("check", facts, output.catalogue)
+    output.show(answer, tables.check_table(answer))
+    return UNDECIDED if answer["problems"] else DONE
 
 
 @cli.command()
-@click.argument("target", type=click.Path(path_type=Path))
+@click.argument("target", type=PATH)
 @click.option("--redact-paths", is_flag=True, help="Leave out where the files lie.")
-@with_catalogue
+@answering
 def export(output: Output, target: Path, redact_paths: bool) -> int:
     """Write the catalogue to one file."""
+    from lineage import answers, tables
+
     with output.engine() as engine:
-        count = engine.export(target, redact=redact_paths)
-    click.echo(f"{count:,} models written to {target}.", err=True)
-    return DONE
+        facts = {"file": str(target), "models": engine.export(target, redact=redact_paths)}
+    answer = answers.done_json("export", facts, output.catalogue)
+    return output.show(answer, tables.export_table(answer))
 
 
 @cli.command(name="import")
-@click.argument("source", type=click.Path(path_type=Path, exists=True))
-@with_catalogue
+@click.argument("source", type=PATH)
+@answering
 def import_(output: Output, source: Path) -> int:
     """Add the models of an exported file."""
+    from lineage import answers, tables
+
     with output.engine(create=True) as engine:
         added, kept = engine.import_from(source)
-    click.echo(f"{len(added):,} models added, {len(kept):,} were there already.", err=True)
-    return DONE
+    facts = {"added": added, "unchanged": kept, "failed": []}
+    answer = answers.done_json("import", facts, output.catalogue)
+    return output.show(answer, tables.add_table(answer))
 
 
 @cli.command()
@@ -334,11 +317,7 @@ def import_(output: Output, source: Path) -> int:
 @answering
 def parents(output: Output, model: str) -> int:
     """Name the catalogued models that a model may come from."""
-    from lineage import answers, tables
-
-    with output.engine() as engine:
-        answer = answers.parents_json(engine.relatives(model), output.catalogue)
-    return output.show(answer, tables.relatives_table(answer, "parents"))
+    return _kin(output, model, "parents")
 
 
 @cli.command()
@@ -346,11 +325,16 @@ def parents(output: Output, model: str) -> int:
 @answering
 def children(output: Output, model: str) -> int:
     """Name the catalogued models that may come from a model."""
+    return _kin(output, model, "children")
+
+
+def _kin(output: Output, model: str, way: str) -> int:
     from lineage import answers, tables
 
+    to_json = {"parents": answers.parents_json, "children": answers.children_json}[way]
     with output.engine() as engine:
-        answer = answers.children_json(engine.relatives(model), output.catalogue)
-    return output.show(answer, tables.relatives_table(answer, "children"))
+        answer = to_json(engine.relatives(model), output.catalogue)
+    return output.show(answer, tables.relatives_table(answer, way))
 
 
 @cli.command()
@@ -407,11 +391,7 @@ def duplicates(output: Output) -> int:
 @cli.command()
 @click.argument("pattern", default="*")
 @click.option(
-    "--format",
-    "text_format",
-    default="text",
-    show_default=True,
-    type=click.Choice(["text", "newick", "nexus", "graphml", "dot", "mermaid", "svg"]),
+    "--format", "text_format", default="text", show_default=True, type=click.Choice(TREE_FORMATS)
 )
 @answering
 def tree(output: Output, pattern: str, text_format: str) -> int:
@@ -422,30 +402,30 @@ def tree(output: Output, pattern: str, text_format: str) -> int:
     with output.engine() as engine:
         found = engine.tree(pattern)
     if output.form is None:
-        click.echo(FORMATS[text_format](found))
+        _say(FORMATS[text_format](found))
         return DONE
     answer = answers.tree_json(found, output.catalogue)
     return output.show(answer, tables.tree_table(answer))
 
 
+ALLOW = click.option(
+    "--allow", type=click.Choice(["cannot-say"]), multiple=True, help="Let exit code 4 be 0."
+)
+
+
 @cli.command()
 @click.argument("a")
 @click.argument("b")
-@click.option("--allow", default="", help="Answers that are no reason for exit code 4: cannot-say.")
+@ALLOW
 @answering
-def compare(output: Output, a: str, b: str, allow: str) -> int:
+def compare(output: Output, a: str, b: str, allow: tuple[str, ...]) -> int:
     """Show the evidence for one pair of models."""
     from lineage import answers, tables
 
     with output.engine(optional=True) as engine:
         answer = answers.compare_json(engine.compare(a, b), output.catalogue)
     output.show(answer, tables.compare_table(answer))
-    undecided = answer["relation"] == "cannot-say" and "cannot-say" not in _words(allow)
-    return UNDECIDED if undecided else DONE
-
-
-def _words(given: str) -> list[str]:
-    return [word.strip() for word in given.split(",") if word.strip()]
+    return UNDECIDED if answer["relation"] == "cannot-say" and not allow else DONE
 
 
 @cli.command()
@@ -457,18 +437,23 @@ def _words(given: str) -> list[str]:
     show_default=True,
     help="Answers or relations that fail the gate (exit code 3).",
 )
-@click.option("--allow", default="", help="Answers that are no reason for exit code 4: cannot-say.")
+@ALLOW
 @answering
-def verify(output: Output, model: str, claimed: tuple[str, ...], fail_on: str, allow: str) -> int:
+def verify(
+    output: Output, model: str, claimed: tuple[str, ...], fail_on: str, allow: tuple[str, ...]
+) -> int:
     """Check what is claimed of a model against its weights; the gate for CI."""
     from lineage import answers, tables
-    from lineage.answers import gate
 
+    words = [word.strip() for word in fail_on.split(",") if word.strip()]
+    if unknown := sorted(set(words) - answers.GATE_WORDS):
+        known = ", ".join(sorted(answers.GATE_WORDS))
+        raise click.UsageError(f"--fail-on: {', '.join(unknown)} is none of {known}")
     with output.engine(optional=True) as engine:
         answer = answers.verify_json(engine.verify(model, claimed), output.catalogue)
     output.show(answer, tables.verify_table(answer))
     code = {"failed": GATE, "undecided": UNDECIDED}
-    return code.get(gate(answer, _words(fail_on), _words(allow)), DONE)
+    return code.get(answers.gate(answer, words, allow), DONE)
 
 
 @cli.command()
@@ -479,9 +464,11 @@ def doctor(output: Output) -> int:
     from lineage.doctor import findings
     from lineage.settings import read_settings
 
-    answer = answers.doctor_json(findings(read_settings(Path.cwd())), output.catalogue)
-    whole = replace(output, limit=1000) if output.limit is None else output
-    whole.show(answer, tables.doctor_table(answer))
+    settings = read_settings(Path.cwd())
+    if output.catalogue != settings["catalogue"][0]:
+        settings["catalogue"] = (output.catalogue, "--catalogue")
+    answer = answers.doctor_json(findings(settings), output.catalogue)
+    output.show(answer, tables.doctor_table(answer))
     return UNDECIDED if any(f["state"] == "clash" for f in answer["findings"]) else DONE
 
 
@@ -489,12 +476,10 @@ def doctor(output: Output) -> int:
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> int:
     """Print the script that completes commands in a shell."""
-    from click.shell_completion import get_completion_class
+    from click.shell_completion import BashComplete, FishComplete, ZshComplete
 
-    kind = get_completion_class(shell)
-    if kind is None:
-        raise click.UsageError(f"no completion for {shell}")
-    click.echo(kind(cli, {}, "lineage", "_LINEAGE_COMPLETE").source())
+    kind = {"bash": BashComplete, "zsh": ZshComplete, "fish": FishComplete}[shell]
+    _say(kind(cli, {}, "lineage", "_LINEAGE_COMPLETE").source())
     return DONE
 
 

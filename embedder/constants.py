@@ -76,6 +76,8 @@ def worth_a_look(part: NDArray[np.floating]) -> bool:
     if squeezed.size < 2 or squeezed.ndim > 2:
         return False
     few = np.asarray(squeezed[:64], dtype=np.float64)
+    if not np.isfinite(few).all():
+        return False
     if few.shape[0] == 1 and few.shape[1] < 4096:
         return True
     if np.all((few == 0) | (few == 1)) or few.min() == few.max():

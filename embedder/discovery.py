@@ -60,19 +60,19 @@ def find_models(path: Path) -> Iterator[Found]:
         >>> [found.name for found in find_models(Path(tempfile.mkdtemp()))]
         []
     """
-    if not path.exists() and not _archive_of(path)[0].is_file():
+    if not is_there(path):
         raise NotFoundError(path, "no such file or folder", "check the path")
     if not path.is_dir():
         whole = whole_model(path)
-        yield Found(whole.name if whole.is_dir() else path.name, whole)
+        yield Found(located(whole).name if whole.is_dir() else path.name, whole)
         return
     root = path
-    for folder, subfolders, files in os.walk(path):
+    closed: list[OSError] = []
+    for folder, subfolders, files in os.walk(path, onerror=closed.append):
         here = Path(folder)
         subfolders[:] = sorted(name for name in subfolders if name not in _SKIPPED_FOLDERS)
-        if folder_kind(here) is not None:
-            name = here.name if here == root else str(here.relative_to(root))
-            yield Found(name, here)
+        if _is_model_or_closed(here):
+            yield Found(_name_below(root, here), here)
             subfolders[:] = []
             continue
         for name in sorted(files):
@@ -80,6 +80,32 @@ def find_models(path: Path) -> Iterator[Found]:
             found = _find_file(file, str(file.relative_to(root)))
             if found is not None:
                 yield found
+    for error in closed:
+        here = Path(error.filename)
+        yield Found(_name_below(root, here), here)
+
+
+def is_there(path: Path) -> bool:
+    """Say whether a path exists, or the archive of the member that it names."""
+    return path.exists() or _archive_of(path)[0].is_file()
+
+
+def located(path: Path) -> Path:
+    """Return where a path lies, the same for every spelling of it; links are not followed."""
+    # `Path.absolute` keeps "..", and `Path.resolve` would give the blobs of a hub's cache.
+    return Path(os.path.abspath(path))  # noqa: PTH100
+
+
+def _name_below(root: Path, folder: Path) -> str:
+    return located(folder).name if folder == root else str(folder.relative_to(root))
+
+
+def _is_model_or_closed(folder: Path) -> bool:
+    """Say whether a folder is one model, or one whose files may not be read: opening it tells."""
+    try:
+        return folder_kind(folder) is not None
+    except OSError:
+        return True
 
 
 def _find_file(file: Path, name: str) -> Found | None:
@@ -131,8 +157,12 @@ def folder_kind(folder: Path) -> str | None:
 
 
 def shard_indices(folder: Path) -> list[Path]:
-    """Return the files in a folder that say which shard holds which tensor."""
-    return [file for file in sorted(folder.glob("*.json")) if sniff(file) == "shard-index"]
+    """Return the files in a folder that say which shard holds which tensor.
+
+    One that may not be read is passed over: it need not be an index, and must not close the folder.
+    """
+    readable = (file for file in sorted(folder.glob("*.json")) if os.access(file, os.R_OK))
+    return [file for file in readable if sniff(file) == "shard-index"]
 
 
 def renderings(folder: Path) -> list[Path]:

@@ -1,6 +1,11 @@
 """Open a model of any known format: find what stands for it, then call exactly one reader."""
 
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from embedder.checkpoint import Checkpoint, is_parameter
 from embedder.declared import folder_facts
@@ -33,16 +38,55 @@ def open_checkpoint(path: Path, *, allow_partial: bool = False) -> Checkpoint:
     except PermissionError as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(path, "may not be read: permission denied") from error
+        raise CheckpointError(
+            path, "may not be read: permission denied", "change its permissions"
+        ) from error
     except IsADirectoryError as error:
         raise CheckpointError(path, "is a folder where a file is expected") from error
     if not any(is_parameter(tensor) and tensor.size for tensor in checkpoint.tensors):
         checkpoint.close()
-        raise EmptyModelError(path, f"there is no weight in this {checkpoint.format} file")
+        why = "".join(f": {limit}" for limit in checkpoint.limits[:1])
+        problem = f"there is no weight in this {checkpoint.format} file{why}"
+        raise EmptyModelError(path, problem, "name one with weights")
     folder = place if place.is_dir() else place.parent
     if place.is_dir() or folder_kind(folder) == "huggingface":
         checkpoint.declared = {**folder_facts(folder), **checkpoint.declared}
+    _make_plain(checkpoint)
     return checkpoint
+
+
+_MOST_FACTS = 100_000
+"""Values that a declaration may hold: by references, ten lines of YAML can claim billions."""
+
+
+def _make_plain(checkpoint: Checkpoint) -> None:
+    """Bring what is declared into the types of JSON, since everything above writes it as that."""
+    plain = {}
+    for name, found in checkpoint.declared.items():
+        try:
+            plain[name] = _as_json(found, iter(range(_MOST_FACTS)))
+        except RecursionError:
+            checkpoint.limits.append(f"declared {name}: endless or too long; left out")
+    checkpoint.declared = plain
+
+
+def _as_json(value: Any, budget: Iterator[int]) -> Any:
+    """Return a value as JSON can hold it; dates, NaN and the like become text.
+
+    Raises:
+        RecursionError: It refers to itself, or the budget is spent.
+    """
+    if next(budget, None) is None:
+        raise RecursionError("too many values")
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, Mapping):
+        return {str(key): _as_json(item, budget) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_as_json(item, budget) for item in value]
+    if value is None or isinstance(value, str | int):
+        return value
+    return value if isinstance(value, float) and math.isfinite(value) else str(value)
 
 
 def _place_of(path: Path) -> tuple[Path, str]:

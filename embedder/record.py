@@ -54,7 +54,7 @@ def to_bytes(fingerprint: Fingerprint) -> bytes:
 
 def _head_of(tensor: TensorPrint) -> list[Any]:
     return [
-        tensor.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace"),
+        tensor.name.encode("utf-8", "backslashreplace").decode("utf-8"),
         tensor.shape,
         tensor.dtype,
         tensor.kind.value,

@@ -7,7 +7,7 @@ from index.catalogue import Catalogue
 from index.vectors import VectorIndex, vector_index
 
 NOISE = 0.12
-"""Inner product from which a model is always a candidate, four standard deviations of the noise
+"""Inner product from which a model is always a candidate, twice the noise
 between strangers of equal shapes (.03, see `embedder.vector`)."""
 
 ALWAYS = 8
@@ -55,10 +55,19 @@ class ModelIndex:
             Candidate(model, near.get(model, 0.0), shared.get(model, 0) / total)
             for model in near.keys() | shared.keys()
         ]
-        kept = [c for c in found if c.cosine > NOISE or c.shared > 0]
-        rest = sorted((c for c in found if c not in kept), key=lambda c: -c.cosine)
+        kept: list[Candidate] = []
+        rest: list[Candidate] = []
+        for candidate in found:
+            likely = candidate.cosine > NOISE or candidate.shared > 0
+            (kept if likely else rest).append(candidate)
         kept.sort(key=lambda c: (-max(c.shared, c.cosine), c.model))
+        rest.sort(key=lambda c: (-c.cosine, c.model))
         return kept + rest[: max(0, ALWAYS - len(kept))]
+
+    @property
+    def size(self) -> int:
+        """The number of models that are searched: those of this program's method."""
+        return len(self._current_vectors())
 
     def _current_vectors(self) -> VectorIndex:
         generation = self.catalogue.generation()

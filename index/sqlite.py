@@ -6,12 +6,13 @@ leaves whole models and no parts of one.
 
 import difflib
 import json
+import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.resources import files
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import TracebackType
 from typing import Any, Self
 
@@ -32,6 +33,18 @@ _COLUMNS = (
     "added_at, stamp, declared, id"
 )
 _BUSY_S = 30
+_KEPT = "what was finished before is kept"
+_MEND = "move it away, then import an export of it, or add the models to a new catalogue"
+_CURES = {
+    "FULL": f"{_KEPT}; free some space, then run the same command",
+    "IOERR": f"{_KEPT}; see whether the disk is full, then run the same command",
+    "BUSY": f"another process holds it; {_KEPT}; run the same command again",
+    "READONLY": "nothing was changed; name a folder that you may write to with --catalogue",
+    "CANTOPEN": "nothing was changed; name a folder that you may read with --catalogue",
+    "NOTADB": f"it is damaged, or no catalogue; nothing was changed; {_MEND}",
+    "CORRUPT": f"it is damaged; nothing was changed; {_MEND}",
+}
+"""SQLite's name of an error → what became of the rest, and what to do."""
 
 
 class SqliteCatalogue:
@@ -55,20 +68,29 @@ class SqliteCatalogue:
         self.url = url
         self.folder = Path(url.removeprefix("file://"))
         path = self.folder / FILE
-        if not path.is_file() and not create:
-            raise CatalogueError(
-                f"{url}: there is no catalogue here; make one with: lineage add MODEL… "
-                f"--catalogue {url}"
-            )
         with self._errors():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._database = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)
-            self._database.execute("PRAGMA foreign_keys = ON")
-            self._database.execute("PRAGMA journal_mode = WAL")
-            self._database.execute("PRAGMA synchronous = NORMAL")
-            self._prepare()
+            if not path.is_file() and not create:
+                raise CatalogueError(
+                    f"{url}: there is no catalogue here; make one with: lineage add MODEL… "
+                    f"--catalogue {url}"
+                )
+            # Questions are answered where nothing may be written: on a shared or read-only disk.
+            self._read_only = not create and not _may_write(path)
+            if not self._read_only:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            self._database = _connected(path, read_only=self._read_only)
+        try:
+            with self._errors():
+                self._prepare()
+        except BaseException:
+            self._database.close()
+            raise
 
     def _prepare(self) -> None:
+        self._database.execute("PRAGMA foreign_keys = ON")
+        if not self._read_only:
+            self._database.execute("PRAGMA journal_mode = WAL")
+            self._database.execute("PRAGMA synchronous = NORMAL")
         (version,) = self._database.execute("PRAGMA user_version").fetchone()
         if version == 0:
             script = files("index").joinpath("schema/001.sql").read_text(encoding="utf-8")
@@ -94,11 +116,11 @@ class SqliteCatalogue:
         try:
             yield
         except sqlite3.DatabaseError as error:
-            raise CatalogueError(
-                f"{self.url}: {error}; what was finished before is kept"
-            ) from error
+            raise CatalogueError(f"{self.url}: {error}; {_cure_of(error)}") from error
         except OSError as error:
-            raise CatalogueError(f"{self.url}: {error.strerror or error}") from error
+            raise CatalogueError(
+                f"{self.url}: {error.strerror or error}; {_CURES['READONLY']}"
+            ) from error
 
     @contextmanager
     def _change(self) -> Iterator[sqlite3.Connection]:
@@ -131,10 +153,10 @@ class SqliteCatalogue:
             database.execute("DELETE FROM models WHERE name = ?", (entry.name,))
             cursor = database.execute(
                 f"INSERT INTO models ({_COLUMNS}, vector, fingerprint) "
-                f"VALUES ({', '.join('?' * 16)})",
+                f"VALUES (?, CAST(? AS TEXT), {', '.join('?' * 14)})",
                 (
                     entry.name,
-                    entry.location,
+                    _bytes_of(entry.location),
                     entry.format,
                     entry.sha256,
                     entry.content,
@@ -179,12 +201,12 @@ class SqliteCatalogue:
         Raises:
             NotCataloguedError: No model has that name.
         """
-        found = self._select("WHERE name = ?", (name,))
+        found = self._select("WHERE name = CAST(? AS TEXT)", (_bytes_of(name),))
         if found:
             return found[0]
         with self._errors():
             names = [row[0] for row in self._database.execute("SELECT name FROM models")]
-        raise NotCataloguedError(name, self.url, difflib.get_close_matches(name, names, 3))
+        raise NotCataloguedError(name, self.url, _close_names(name, names))
 
     def by_id(self, ids: Sequence[int]) -> list[Entry]:
         """Return models by number, in the given order."""
@@ -194,9 +216,13 @@ class SqliteCatalogue:
 
     def find(self, *, location: str = "", sha256: str = "", content: bytes = b"") -> list[Entry]:
         """Return the models with all the given properties, in the order of their names."""
-        wanted = {"location": location, "sha256": sha256, "content": content}
-        given = {column: value for column, value in wanted.items() if value}
-        where = " AND ".join(f"{column} = ?" for column in given) or "1"
+        wanted = {
+            "location = CAST(? AS TEXT)": _bytes_of(location),
+            "sha256 = ?": sha256,
+            "content = ?": content,
+        }
+        given = {test: value for test, value in wanted.items() if value}
+        where = " AND ".join(given) or "1"
         return self._select(f"WHERE {where} ORDER BY name", tuple(given.values()))
 
     def entries(self) -> Iterator[Entry]:
@@ -223,17 +249,15 @@ class SqliteCatalogue:
         try:
             return from_bytes(row[0])
         except MalformedError as error:
-            raise CatalogueError(f"{self.url}: {row[1]}: {error}") from error
+            raise CatalogueError(f"{self.url}: {row[1]}: {error}; {_again(row[1])}") from error
 
     def vectors(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return the numbers of all models and their vectors, (n,) and (n, 1024)."""
         with self._errors():
             rows = self._database.execute(
-                "SELECT id, vector FROM models WHERE method = ? ORDER BY id", (METHOD,)
+                "SELECT id, vector, name FROM models WHERE method = ? ORDER BY id", (METHOD,)
             ).fetchall()
-        ids = np.array([row[0] for row in rows], np.int64)
-        joined = b"".join(row[1] for row in rows)
-        return ids, np.frombuffer(joined, "<f4").reshape(len(rows), DIMENSION)
+        return _stacked(rows, self.url)
 
     def sharing(self, keys: Sequence[bytes]) -> dict[int, int]:
         """Return model → values that it holds in tensors with one of these keys."""
@@ -265,7 +289,9 @@ class SqliteCatalogue:
         return None if row is None else str(row[0])
 
     def remember(self, first: bytes, second: bytes, method: int, body: str) -> None:
-        """Remember what was measured between two identities."""
+        """Remember what was measured between two identities, where that may be written."""
+        if self._read_only:
+            return
         with self._errors():
             self._database.execute(
                 "INSERT OR REPLACE INTO measurements VALUES (?, ?, ?, ?)",
@@ -281,14 +307,18 @@ class SqliteCatalogue:
                 for row in self._database.execute("PRAGMA integrity_check")
                 if row[0] != "ok"
             ]
-            rows = self._database.execute("SELECT id, name, method FROM models").fetchall()
-        for model, name, method in rows:
+            rows = self._database.execute(
+                "SELECT id, name, method, length(vector) FROM models"
+            ).fetchall()
+        for model, name, method, length in rows:
             if method != METHOD:
                 problems.append(
                     f"{name}: its fingerprint was made by method {method}, this program uses "
                     f"{METHOD}; add it again"
                 )
                 continue
+            if length != 4 * DIMENSION:
+                problems.append(f"{name}: its vector is damaged; {_again(name)}")
             try:
                 self.fingerprint(model)
             except CatalogueError as error:
@@ -296,9 +326,12 @@ class SqliteCatalogue:
         return problems
 
     def copy_to(self, target: Path) -> None:
-        """Write the whole database to another file."""
-        with self._errors():
-            self._database.execute("VACUUM INTO ?", (str(target),))
+        """Write the whole database to another file.
+
+        Raises:
+            sqlite3.DatabaseError: It cannot be read, or the file not be written.
+        """
+        self._database.execute("VACUUM INTO CAST(? AS TEXT)", (_bytes_of(str(target)),))
 
     def close(self) -> None:
         """Close it; a second call does nothing."""
@@ -314,6 +347,57 @@ class SqliteCatalogue:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _connected(path: Path, *, read_only: bool) -> sqlite3.Connection:
+    mode = "mode=rwc"
+    if read_only:
+        # A log beside it means that somebody else is writing, and SQLite must look into it.
+        mode = "mode=ro" if path.with_name(f"{FILE}-wal").exists() else "immutable=1"
+    address = f"{path.absolute().as_uri()}?{mode}"
+    database = sqlite3.connect(address, uri=True, timeout=_BUSY_S, isolation_level=None)
+    # Where a model lies may hold bytes that are no text.
+    database.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
+    return database
+
+
+def _may_write(path: Path) -> bool:
+    return os.access(path.parent, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
+
+
+def _cure_of(error: sqlite3.DatabaseError) -> str:
+    # Names look like SQLITE_IOERR_WRITE; errors of Python's own module have none.
+    words = f"{getattr(error, 'sqlite_errorname', '')}_".split("_")
+    return _CURES.get(words[1], _KEPT)
+
+
+def _stacked(
+    rows: Sequence[tuple[int, bytes, str]], url: str
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return numbers and vectors, (n,) and (n, 1024), of rows of number, vector and name."""
+    for _, vector, name in rows:
+        if len(vector) != 4 * DIMENSION:
+            raise CatalogueError(f"{url}: {name}: its vector is damaged; {_again(name)}")
+    ids = np.array([row[0] for row in rows], np.int64)
+    joined = b"".join(row[1] for row in rows)
+    return ids, np.frombuffer(joined, "<f4").reshape(len(rows), DIMENSION)
+
+
+def _again(name: str) -> str:
+    return f"make it anew: lineage remove {name}, then lineage add its file"
+
+
+def _bytes_of(text: str) -> bytes:
+    """Return a text as bytes, for SQL's CAST: it may hold bytes that are no text."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _close_names(name: str, names: Sequence[str]) -> list[str]:
+    """Return up to three names that somebody may have meant, with or without their suffix."""
+    by_word = {word: found for found in names for word in (PurePath(found).stem, found)}
+    near = [by_word[word] for word in difflib.get_close_matches(name, list(by_word), 6)]
+    near += [found for found in names if name and name in found]
+    return list(dict.fromkeys(near))[:3]
 
 
 def _entry(row: tuple[Any, ...]) -> Entry:

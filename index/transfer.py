@@ -6,6 +6,9 @@ import tempfile
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
+
+from embedder.vector import DIMENSION
 from index.errors import CatalogueError
 from index.sqlite import FILE, SCHEMA, SqliteCatalogue
 
@@ -71,12 +74,17 @@ def import_catalogue(catalogue: SqliteCatalogue, source: Path) -> tuple[list[str
                 f"{source}: not an exported catalogue of this version of the program"
             )
         with SqliteCatalogue(folder) as other:
+            other.url = str(source)  # what its errors name
             added, kept = [], []
             known = {entry.name for entry in catalogue.entries()}
             for entry in other.entries():
                 if entry.name in known:
                     kept.append(entry.name)
                     continue
-                catalogue.add(entry, other.fingerprint(entry.id))
+                fingerprint = other.fingerprint(entry.id)
+                vector = fingerprint.vector
+                if vector.shape != (DIMENSION,) or not np.isfinite(vector).all():
+                    raise CatalogueError(f"{source}: {entry.name}: its vector is damaged")
+                catalogue.add(entry, fingerprint)
                 added.append(entry.name)
     return added, kept

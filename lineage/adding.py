@@ -252,24 +252,32 @@ def _outcomes(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Outcome]
             yield job, read_model(job)
     # Spawned, not forked: a fork would copy threads' locks in whatever state they are.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker)
+    # One thread in each of two processes beats two threads in one for many small products. It is
+    # set here because a worker has loaded numpy before any line of ours runs in it.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_watch_parent)
     try:
         # Ctrl-C reaches every process of the terminal; only this one shall answer it. Workers start
         # as jobs are handed in, and inherit what is blocked.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             waiting: dict[Future[Outcome], Job] = {pool.submit(read_model, j): j for j in small}
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for done in as_completed(waiting):
-            yield waiting[done], done.exception() or done.result()  # type: ignore[misc]
+            job, error = waiting[done], done.exception()
+            yield job, _lost(job, error) if error else done.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _begin_worker() -> None:
-    # One thread in each of two processes beats two threads in one for many small products.
-    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+def _lost(job: Job, error: BaseException) -> ModelLineageError:
+    return ModelLineageError(
+        f"{job.path}: the process that read it ended ({error}); run the same command again"
+    )
+
+
+def _watch_parent() -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

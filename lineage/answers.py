@@ -343,6 +343,11 @@ def path_json(tree: Tree, start: str, end: str, catalogue: str) -> Json:
     return {**_head("path", catalogue), "joined": end in came_from, "steps": steps[::-1]}
 
 
+def done_json(command: str, facts: Json, catalogue: str) -> Json:
+    """Return the answer of a command that does something and has little to say of it."""
+    return {**_head(command, catalogue), **facts}
+
+
 def doctor_json(findings: Sequence[Mapping[str, str]], catalogue: str) -> Json:
     """Return the answer of `doctor`."""
     return {**_head("doctor", catalogue), "findings": [dict(found) for found in findings]}

@@ -23,7 +23,7 @@ class Claim:
     Args:
         kind: `base_model`, `adapter_base`, `relation`, `quantisation` or `derived_from_nothing`.
         value: What is claimed.
-        source: Who says so: `command line`, `card`, `config`, `adapter`.
+        source: Who says so: `command line`, `card`, `header` or `adapter`.
     """
 
     kind: str
@@ -77,18 +77,33 @@ def declared_claims(declared: dict[str, Any]) -> list[Claim]:
     claims = []
     card, adapter = declared.get("card", {}), declared.get("adapter", {})
     bases = card.get("base_model", [])
-    for base in [bases] if isinstance(bases, str) else bases:
-        claims.append(Claim("base_model", str(base), "card"))
+    for base in bases if isinstance(bases, list) else [bases]:
+        if isinstance(base, str):
+            claims.append(Claim("base_model", base, "card"))
     relation = card.get("base_model_relation")
     if isinstance(relation, str):
         claims.append(Claim("relation", relation, "card"))
     base = adapter.get("base_model_name_or_path")
     if isinstance(base, str):
         claims.append(Claim("adapter_base", base, "adapter"))
-    general = declared.get("general", {})
-    if isinstance(general, dict) and isinstance(general.get("base_model"), str):
-        claims.append(Claim("base_model", general["base_model"], "config"))
+    return [*claims, *_gguf_claims(declared.get("metadata", {}))]
+
+
+def _gguf_claims(facts: Any) -> list[Claim]:
+    """Return the bases that a GGUF header names, as the hub writes them: owner/name."""
+    claims = []
+    for number in range(_MOST_BASES):
+        url = (
+            facts.get(f"general.base_model.{number}.repo_url") if isinstance(facts, dict) else None
+        )
+        name = facts.get(f"general.base_model.{number}.name") if isinstance(facts, dict) else None
+        value = "/".join(url.rstrip("/").split("/")[-2:]) if isinstance(url, str) else name
+        if isinstance(value, str):
+            claims.append(Claim("base_model", value, "header"))
     return claims
+
+
+_MOST_BASES = 16
 
 
 def verify_model(model: Model, known: Known | None, parents: Sequence[str] = ()) -> Verification:

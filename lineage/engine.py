@@ -11,7 +11,7 @@ from typing import Self
 
 from index.catalogue import Catalogue, Entry, open_catalogue
 from index.errors import CatalogueError, NotCataloguedError
-from index.sqlite import SqliteCatalogue
+from index.sqlite import FILE, SqliteCatalogue
 from index.transfer import export_catalogue, import_catalogue
 from lineage.adding import Added, Job, Watcher, add_models, plan
 from lineage.claims import Verification, verify_model
@@ -41,7 +41,8 @@ class LineageEngine:
         try:
             self._catalogue = open_catalogue(catalogue, create=create)
         except CatalogueError:
-            if not optional or (Path(catalogue) / "catalogue.sqlite").exists():
+            folder = Path(catalogue.removeprefix("file://"))
+            if not optional or "://" in str(folder) or (folder / FILE).exists():
                 raise
         self._known = None if self._catalogue is None else Known(self._catalogue)
 
@@ -85,6 +86,15 @@ class LineageEngine:
         result = add_models(self.catalogue, jobs, workers=workers, watcher=watcher)
         result.unchanged = unchanged
         return result
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Forget models: all of the named ones, or none if one is not there.
+
+        Raises:
+            NotCataloguedError: No model has one of these names.
+        """
+        for entry in [self.catalogue.get(name) for name in names]:
+            self.catalogue.remove(entry.name)
 
     def entries(self, pattern: str = "*") -> list[Entry]:
         """Return the catalogued models whose names match a shell pattern."""

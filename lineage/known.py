@@ -74,6 +74,11 @@ class Known:
         """Return the catalogued models that may be related, the likeliest first."""
         return self._index.candidates(fingerprint)
 
+    @property
+    def size(self) -> int:
+        """The number of models that are searched: those of this program's method."""
+        return self._index.size
+
     def model(self, entry: Entry) -> Model:
         """Return a catalogued model with its fingerprint."""
         key = (entry.id, entry.identity)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from embedder.checkpoint import Checkpoint
-from embedder.errors import MissingPartError, TruncatedError
+from embedder.errors import CheckpointError, MissingPartError, TruncatedError
 from embedder.opening import open_checkpoint
 
 
@@ -21,7 +21,7 @@ def look_at(path: Path) -> tuple[Checkpoint, bool]:
     except (TruncatedError, MissingPartError) as error:
         try:
             checkpoint = open_checkpoint(path, allow_partial=True)
-        except (TruncatedError, MissingPartError):
+        except CheckpointError:
             raise error from None
         checkpoint.limits.append(str(error))
         return checkpoint, False

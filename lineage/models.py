@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from embedder.discovery import located
+from embedder.discovery import is_there, located
 from embedder.errors import NotFoundError, UnsupportedError
 from embedder.fingerprint import Fingerprint, take_fingerprint
 from embedder.opening import open_checkpoint
@@ -41,7 +41,7 @@ class Model:
         """Say whether its weights are at hand and still those of the fingerprint."""
         if self.entry is not None:
             return bool(self.entry.stamp) and restamped(self.entry.stamp) == self.entry.stamp
-        return self.location.exists()
+        return is_there(self.location)
 
 
 def find_model(given: str, catalogue: Catalogue | None) -> Model:
@@ -62,7 +62,7 @@ def find_model(given: str, catalogue: Catalogue | None) -> Model:
             given, "models at an address are not read yet", "download it and give its path"
         )
     path = Path(given)
-    if path.exists() or "!" in given:
+    if is_there(path):
         entry = _entry_at(path, catalogue)
         if entry is not None and catalogue is not None:
             return model_of(entry, catalogue)

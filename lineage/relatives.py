@@ -70,7 +70,7 @@ def find_relatives(model: Model, known: Known, *, exact: bool = True) -> Relativ
     """
     own = model.entry.id if model.entry else 0
     candidates = [c for c in known.candidates(model.fingerprint) if c.model != own]
-    searched = len(known.catalogue) - (1 if own else 0)
+    searched = known.size - (1 if own else 0)
     found = []
     for place, candidate in enumerate(candidates):
         comparison = _compared(

@@ -76,7 +76,7 @@ def to_text(table: Table, most: int | None) -> str:
         for name in table.columns:
             grid.add_column(name.upper(), overflow="fold")
         for row in shown:
-            grid.add_row(*(Text(number(value)) for value in row))
+            grid.add_row(*(Text(_short(value)) for value in row))
         console.print(grid)
     lines = [table.opening, buffer.getvalue().rstrip()]
     if len(shown) < len(table.rows):
@@ -87,17 +87,19 @@ def to_text(table: Table, most: int | None) -> str:
     return "\n".join(line for line in lines if line)
 
 
-_SURROGATES = re.compile("[\ud800-\udfff]")
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
-    """Return a text that UTF-8 can say: bytes of a name that are no text become U+FFFD.
+    """Return a text without what UTF-8 cannot say and what would steer a terminal.
+
+    Bytes of a name that are no text, and control characters, become U+FFFD.
 
     Example:
         >>> printable("caf" + chr(0xDCE9)) == "caf" + chr(0xFFFD)
         True
     """
-    return _SURROGATES.sub("\ufffd", text)
+    return _UNPRINTABLE.sub("\ufffd", text)
 
 
 def number(value: Any) -> str:
@@ -116,6 +118,15 @@ def number(value: Any) -> str:
     if value == 0 or 1e-3 <= abs(value) < 1e4:
         return f"{value:.4f}".rstrip("0").rstrip(".")
     return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e+").replace(".0e", "e")
+
+
+_SHA256 = re.compile("[0-9a-f]{64}")
+
+
+def _short(value: Any) -> str:
+    """Return a value as a cell; a SHA-256 is cut to what tells two apart."""
+    text = number(value)
+    return f"{text[:12]}…" if _SHA256.fullmatch(text) else text
 
 
 def to_tsv(table: Table) -> str:

@@ -5,17 +5,20 @@ from the first by training on, casting, quantising, pruning, extending and rewri
 numpy alone and takes about two seconds, so the demonstration and the tests can make it anywhere.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from embedder.surgery import extended, pruned, quantised
 from lineage.verdict import Relation
 
 Weights = dict[str, NDArray[np.float32]]
+Change = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 INPUTS, HIDDEN, CLASSES = 64, 96, 10
 _LAYERS = (("body.0", INPUTS, HIDDEN), ("body.1", HIDDEN, HIDDEN), ("head", HIDDEN, CLASSES))
@@ -139,35 +142,20 @@ def _gradients(weights: Weights, x: NDArray[np.float32], labels: NDArray[np.int6
     return found
 
 
-def quantised(weights: Mapping[str, NDArray[np.float32]], bits: int = 8) -> Weights:
-    """Return the weights rounded to a lattice of one scale a row, as float32."""
-    levels = 2 ** (bits - 1) - 1
-    result = dict(weights)
-    for name, values in weights.items():
-        if values.ndim == 2:
-            step = np.abs(values).max(axis=1, keepdims=True) / levels
-            result[name] = (np.round(values / step) * step).astype(np.float32)
-    return result
+def of_matrices(weights: Mapping[str, NDArray[np.float32]], change: Change) -> Weights:
+    """Return the weights with an operation done to every matrix."""
+    return {
+        name: change(values) if values.ndim == 2 else values for name, values in weights.items()
+    }
 
 
-def pruned(weights: Mapping[str, NDArray[np.float32]], share: float = 0.5) -> Weights:
-    """Return the weights with the smallest of each matrix set to zero."""
-    result = dict(weights)
-    for name, values in weights.items():
-        if values.ndim == 2:
-            limit = np.quantile(np.abs(values), share)
-            result[name] = np.where(np.abs(values) < limit, np.float32(0), values)
-    return result
-
-
-def extended(
-    weights: Mapping[str, NDArray[np.float32]], rng: np.random.Generator, rows: int
+def with_classes(
+    weights: Mapping[str, NDArray[np.float32]], rng: np.random.Generator, number: int
 ) -> Weights:
-    """Return the weights with classes added to the head."""
-    head = weights["head.weight"]
-    new = rng.normal(0, head.std(), (rows, head.shape[1])).astype(np.float32)
-    bias = np.concatenate([weights["head.bias"], np.zeros(rows, np.float32)])
-    return {**weights, "head.weight": np.concatenate([head, new]), "head.bias": bias}
+    """Return the weights with a number of classes added to the head."""
+    bias = np.concatenate([weights["head.bias"], np.zeros(number, np.float32)])
+    head = extended(weights["head.weight"], number, rng)
+    return {**weights, "head.weight": head, "head.bias": bias}
 
 
 def reordered(weights: Mapping[str, NDArray[np.float32]], rng: np.random.Generator) -> Weights:
@@ -205,9 +193,9 @@ def make_family(folder: Path, seed: int = 0) -> tuple[Births, Births]:
         "legal": legal,
         "legal-v2": legal2,
         "chat": chat,
-        "legal-int8": quantised(legal),
-        "base-pruned": pruned(base),
-        "base-12-classes": extended(base, rng, 2),
+        "legal-int8": of_matrices(legal, quantised),
+        "base-pruned": of_matrices(base, partial(pruned, share=0.5)),
+        "base-12-classes": with_classes(base, rng, 2),
         "base-reordered": reordered(base, rng),
     }
     for name, weights in models.items():

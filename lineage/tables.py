@@ -139,8 +139,27 @@ def add_table(answer: Json) -> Table:
     closing = [f"limit   {limit}" for limit in answer["limits"]]
     closing.append(f"{counts[0]} added, {counts[1]} unchanged, {counts[2]} failed.")
     if answer["failed"]:
-        closing.append("What was added is kept; mend the rest and run the same command.")
+        kept = "What was added is kept" if answer["added"] else "Nothing was added"
+        closing.append(f"{kept}; mend the rest and run the same command.")
     return Table(("model", "outcome", "reason"), rows, "\n".join(closing))
+
+
+def remove_table(answer: Json) -> Table:
+    """Return the table of `remove`: one row a model."""
+    rows = [(name, "removed") for name in answer["removed"]]
+    return Table(("model", "outcome"), rows, "The files stay.")
+
+
+def check_table(answer: Json) -> Table:
+    """Return the table of `check`: one row a problem."""
+    rows = [(problem,) for problem in answer["problems"]]
+    closing = f"{plural(answer['models'], 'model')}, {plural(len(rows), 'problem')}."
+    return Table(("problem",), rows, closing)
+
+
+def export_table(answer: Json) -> Table:
+    """Return the table of `export`: one row."""
+    return Table(("file", "models"), [(answer["file"], answer["models"])])
 
 
 def plan_table(answer: Json) -> Table:

@@ -1,5 +1,6 @@
 """The family is what it says, since so many tests lean on it."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,17 +9,17 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from conftest import Family
+from embedder.surgery import pruned, quantised
 from lineage.simulate import (
     Weights,
-    extended,
     glyphs,
     logits,
     make_family,
     new_network,
-    pruned,
-    quantised,
+    of_matrices,
     reordered,
     train,
+    with_classes,
 )
 
 
@@ -117,12 +118,11 @@ class TestOperations:
             assert max(len(np.unique(row)) for row in coarse[name]) <= 255
         assert accuracy(coarse) > 0.97
 
-    @pytest.mark.parametrize("bits", [2, 4, 8])
-    def test_fewer_bits_leave_fewer_levels(self, bits: int) -> None:
+    def test_an_operation_on_matrices_leaves_everything_else(self) -> None:
         weights = new_network(np.random.default_rng(4))
-        for values in quantised(weights, bits).values():
-            if values.ndim == 2:
-                assert max(len(np.unique(row)) for row in values) <= 2**bits - 1
+        for name, values in of_matrices(weights, np.negative).items():
+            changed = -1 if values.ndim == 2 else 1
+            np.testing.assert_array_equal(values, changed * weights[name])
 
     def test_a_pruned_network_has_its_smallest_half_set_to_zero(self, family: Family) -> None:
         base, thin = loaded(family, "base-a"), loaded(family, "base-pruned")
@@ -163,9 +163,9 @@ class TestOperations:
         weights = new_network(rng)
         before = {name: values.copy() for name, values in weights.items()}
         for child in (
-            quantised(weights),
-            pruned(weights),
-            extended(weights, rng, 2),
+            of_matrices(weights, quantised),
+            of_matrices(weights, partial(pruned, share=0.5)),
+            with_classes(weights, rng, 2),
             reordered(weights, rng),
         ):
             assert set(child) == set(weights)

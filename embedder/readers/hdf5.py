@@ -35,7 +35,7 @@ from embedder.readers.keras_layout import (
     variable_word,
 )
 from embedder.readers.stored import check_shape, stored_tensor
-from embedder.readers.zipped import ZipArchive
+from embedder.readers.zipped import LARGEST_RATIO, LARGEST_UNPACKED_BYTES, ZipArchive
 from embedder.storage import FileRange, OpenFile, Storage
 
 _TYPES = {dtype.str: name for name, dtype in PLAIN.items() if dtype.kind in "fiubc"}
@@ -139,6 +139,13 @@ def _open(
     layers = {key: kind for key, kind in reversed(list(layers_of(config)))}
     sets = [_DataSet.of(path, entry) for entry in found["sets"]]
     loose_bytes = sum(entry.size_bytes for entry in sets if entry.offset is None)
+    if loose_bytes > LARGEST_UNPACKED_BYTES and loose_bytes > LARGEST_RATIO * source.size_bytes:
+        raise RefusedError(
+            path,
+            f"its compressed data sets unpack to {loose_bytes:,} bytes, "
+            f"{loose_bytes // source.size_bytes:,} times the file",
+            "take the file from a source that you trust",
+        )
     decoded = decoded_values(source, loose_bytes)
     with _closing_on_error(decoded):
         tensors, unscaled = _tensors(source, decoded, _variables(sets, layers))

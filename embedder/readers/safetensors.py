@@ -22,19 +22,30 @@ _LARGEST_HEADER_BYTES = 100_000_000  # the limit of the safetensors package itse
 def open_safetensors(path: Path, *, allow_partial: bool = False) -> Checkpoint:
     """Open one safetensors file.
 
+    Args:
+        path: The file.
+        allow_partial: Read the tensors that are whole in a file that was cut short.
+
     Raises:
         MalformedError: The header breaks a rule of the format.
         TruncatedError: The file ends before its tensors do.
         UnsupportedError: A stored type that we do not know.
     """
     file = OpenFile(path)
+    limits: list[str] = []
     try:
         header, start = read_header(file)
         declared = header.pop("__metadata__", None)
-        _check_offsets(path, header, file.size_bytes - start)
+        available = file.size_bytes - start
+        whole = _check_offsets(path, header, available)
+        if whole is not None and not allow_partial:
+            raise whole
+        there = [item for item in header.items() if item[1]["data_offsets"][1] <= available]
+        if whole is not None:
+            limits.append(f"{whole.problem}; {len(there)} of {len(header)} tensors are whole")
         tensors = tuple(
             _tensor(file, start, name, entry)
-            for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"])
+            for name, entry in sorted(there, key=lambda item: item[1]["data_offsets"])
         )
     except BaseException:
         file.close()
@@ -45,6 +56,7 @@ def open_safetensors(path: Path, *, allow_partial: bool = False) -> Checkpoint:
         tensors=tensors,
         files=(path,),
         declared={"metadata": declared} if isinstance(declared, dict) and declared else {},
+        limits=limits,
         open_files=[file],
     )
 
@@ -77,8 +89,8 @@ def read_header(file: OpenFile) -> tuple[dict[str, Any], int]:
     return header, 8 + header_bytes
 
 
-def _check_offsets(path: Path, header: dict[str, Any], available: int) -> None:
-    """Refuse entries of the wrong form, overlaps, holes, and ends beyond the file."""
+def _check_offsets(path: Path, header: dict[str, Any], available: int) -> TruncatedError | None:
+    """Refuse entries of the wrong form, overlaps and holes; return the error of a short file."""
     for name, entry in header.items():
         if not (
             isinstance(entry, dict)
@@ -99,7 +111,7 @@ def _check_offsets(path: Path, header: dict[str, Any], available: int) -> None:
             )
         end = stop
     if end > available:
-        raise TruncatedError(
+        return TruncatedError(
             path,
             f"TRUNCATED: the header promises {end:,} bytes of tensors and the file has "
             f"{available:,}",
@@ -107,6 +119,7 @@ def _check_offsets(path: Path, header: dict[str, Any], available: int) -> None:
         )
     if end < available:
         raise MalformedError(path, f"{available - end:,} bytes follow the last tensor")
+    return None
 
 
 def _are_counts(found: object) -> bool:

@@ -1,0 +1,60 @@
+"""Models for the tests of the index, and a program that adds some as another process would."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedder.checkpoint import Checkpoint, tensor_of
+from embedder.fingerprint import Fingerprint, take_fingerprint
+from index.catalogue import Entry, open_catalogue
+
+Weights = Mapping[str, NDArray[np.floating]]
+
+
+def weights_of(seed: int) -> dict[str, NDArray[np.floating]]:
+    rng = np.random.default_rng(seed)
+    return {f"w{place}": rng.normal(size=(20 + place, 30)).astype(np.float32) for place in range(3)}
+
+
+def printed(weights: Weights) -> Fingerprint:
+    tensors = tuple(tensor_of(name, values) for name, values in weights.items())
+    return take_fingerprint(Checkpoint("here", "live", tensors))
+
+
+def entry_for(name: str, fingerprint: Fingerprint, **changed: Any) -> Entry:
+    """Return what goes into a catalogue beside a fingerprint."""
+    facts: dict[str, Any] = {
+        "location": f"/models/{name}",
+        "format": fingerprint.format,
+        "sha256": "".join(f"{ord(letter):02x}" for letter in name)[:64].ljust(64, "0"),
+        "content": fingerprint.content,
+        "identity": fingerprint.identity,
+        "parameters": fingerprint.parameters,
+        "size_bytes": 123,
+        "adapter": False,
+        "method": fingerprint.method,
+        "added_at": "2026-01-01T00:00:00+00:00",
+        "stamp": "[]",
+    }
+    return Entry(name=name, **{**facts, **changed})
+
+
+def model(name: str, seed: int, **changed: Any) -> tuple[Entry, Fingerprint]:
+    """Return a model as `Catalogue.add` takes it."""
+    fingerprint = printed(weights_of(seed))
+    return entry_for(name, fingerprint, **changed), fingerprint
+
+
+def main() -> None:
+    """Add models: URL, prefix of their names, first seed, how many."""
+    url, prefix, first, count = sys.argv[1:]
+    with open_catalogue(url, create=True) as catalogue:
+        for seed in range(int(first), int(first) + int(count)):
+            catalogue.add(*model(f"{prefix}{seed}", seed))
+
+
+if __name__ == "__main__":
+    main()
