@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ from numpy.typing import NDArray
 from embedder.checkpoint import Block, Checkpoint, Kind, Tensor, is_parameter
 from embedder.constants import LARGEST, formula_of, worth_a_look
 from embedder.digest import TensorHasher, combined, sha256_of
-from embedder.sketch import Sketch, Sketcher
+from embedder.sketch import Sketch, Sketcher, transposed
 from embedder.statistics import Summary, TensorStatistics
-from embedder.vector import model_vector
+from embedder.vector import centred_sketch, model_vector
 
 METHOD = 1
 """Version of everything stored: fingerprints of different versions are not compared."""
@@ -29,7 +30,7 @@ _PARALLEL_BYTES = 16 << 20
 """Models below this are read by one thread: starting a second costs more than it saves."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class TensorPrint:
     """What is kept of one tensor.
 
@@ -66,12 +67,12 @@ class TensorPrint:
         """Number of values."""
         return math.prod(self.shape)
 
-    @property
+    @cached_property
     def squeezed(self) -> tuple[int, ...]:
         """The shape without axes of length 1."""
         return tuple(length for length in self.shape if length > 1)
 
-    @property
+    @cached_property
     def counted(self) -> bool:
         """Whether it counts in agreement and distance."""
         return (
@@ -81,13 +82,25 @@ class TensorPrint:
             and self.size > 1
         )
 
-    @property
+    @cached_property
     def key(self) -> bytes:
         """A digest of size and norm: equal for equal values in whatever order they lie."""
         return combined([f"{self.size} {self.summary.norm:.10e}".encode()])
 
+    @cached_property
+    def by_length(self) -> tuple[int, ...]:
+        """The order that sorts the axes of `squeezed` by length, equal ones left in theirs."""
+        return tuple(sorted(range(len(self.squeezed)), key=lambda axis: self.squeezed[axis]))
 
-@dataclass(frozen=True, slots=True, eq=False)
+    @cached_property
+    def unit_sketch(self) -> Sketch:
+        """The centred sketch, of unit length, its axes sorted by length."""
+        numbers = centred_sketch(self)
+        length = np.linalg.norm(numbers)
+        return transposed(numbers, self.squeezed, self.by_length) / (length or 1)
+
+
+@dataclass(frozen=True, eq=False)
 class Fingerprint:
     """What is kept of one model.
 
@@ -114,12 +127,12 @@ class Fingerprint:
     limits: tuple[str, ...] = ()
     method: int = METHOD
 
-    @property
+    @cached_property
     def content(self) -> bytes:
         """Digest of all stored tensors, whatever their names, order and sharding."""
         return combined(tensor.bits for tensor in self.parameter_tensors)
 
-    @property
+    @cached_property
     def identity(self) -> bytes:
         """Digest of all tensors with their names and order: what places in `tensors` refer to."""
         parts = (

@@ -205,6 +205,7 @@ def sketch(values: NDArray[np.floating]) -> Sketch:
     return sketcher.result(tuple(range(max(values.ndim, 1))))
 
 
+@lru_cache(maxsize=4096)
 def sketch_of_ones(shape: tuple[int, ...]) -> Sketch:
     """Return the sketch of a tensor of ones, in time proportional to the sum of its lengths.
 
@@ -220,7 +221,9 @@ def sketch_of_ones(shape: tuple[int, ...]) -> Sketch:
         return np.ones(1, np.float32)
     entries = kept(tuple(columns))
     found = np.prod([total[index] for total, index in zip(sums, entries, strict=True)], axis=0)
-    return np.asarray(found / np.sqrt(entries.shape[1]), dtype=np.float32)
+    ones = np.asarray(found / np.sqrt(entries.shape[1]), dtype=np.float32)
+    ones.flags.writeable = False
+    return ones
 
 
 @lru_cache(maxsize=512)
@@ -252,12 +255,25 @@ def transposed(numbers: Sketch, shape: tuple[int, ...], order: tuple[int, ...]) 
     squeezed = [axis for axis in range(len(shape)) if columns[axis]]
     if len(squeezed) < 2:
         return numbers
-    own = tuple(columns[axis] for axis in squeezed)
-    whole = np.zeros(own, np.float32)
-    whole[tuple(kept(own))] = numbers
-    moved = [squeezed.index(axis) for axis in order if axis in squeezed]
-    turned = np.transpose(whole, moved)
-    return np.asarray(turned[tuple(kept(turned.shape))])
+    moved = tuple(squeezed.index(axis) for axis in order if axis in squeezed)
+    return numbers[turning(tuple(columns[axis] for axis in squeezed), moved)]
+
+
+@lru_cache(maxsize=1024)
+def turning(columns: tuple[int, ...], order: tuple[int, ...]) -> NDArray[np.intp]:
+    """Return which number of a sketch is each number of the transposed tensor's sketch.
+
+    Args:
+        columns: Columns of each axis, without axes of width 0.
+        order: New order of these axes, as `numpy.transpose` takes it.
+    """
+    entries = kept(columns)
+    whole = np.zeros(columns, np.intp)
+    whole[tuple(entries)] = np.arange(entries.shape[1])
+    turned = np.transpose(whole, order)
+    places: NDArray[np.intp] = turned[tuple(kept(turned.shape))]
+    places.flags.writeable = False
+    return places
 
 
 def common(

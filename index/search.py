@@ -50,7 +50,7 @@ class ModelIndex:
         vectors = self._current_vectors()
         near = dict(vectors.nearest(fingerprint.vector, ALWAYS))
         if near and min(near.values()) > NOISE:
-            near = dict(vectors.nearest(fingerprint.vector, len(vectors)))
+            near = dict(vectors.above(fingerprint.vector, NOISE))
         found = [
             Candidate(model, near.get(model, 0.0), shared.get(model, 0) / total)
             for model in near.keys() | shared.keys()

@@ -29,6 +29,14 @@ class VectorIndex(Protocol):
             allowed: Numbers of the models to look among; all if None.
         """
 
+    def above(self, vector: NDArray[np.float32], limit: float) -> list[tuple[int, float]]:
+        """Return all models whose inner product is larger than a limit, the largest first.
+
+        Args:
+            vector: (D,) float32.
+            limit: What the inner product must be larger than.
+        """
+
 
 class NumpyVectors:
     """Exact search by one matrix product.
@@ -64,6 +72,13 @@ class NumpyVectors:
         best = np.argsort(-scores, kind="stable")[:count]
         return [(int(self._ids[rows[place]]), float(scores[place])) for place in best]
 
+    def above(self, vector: NDArray[np.float32], limit: float) -> list[tuple[int, float]]:
+        """Return all models whose inner product is larger than a limit, the largest first."""
+        scores = self._vectors @ vector
+        places = np.flatnonzero(scores > limit)
+        places = places[np.argsort(-scores[places], kind="stable")]
+        return [(int(self._ids[place]), float(scores[place])) for place in places]
+
 
 class FaissVectors:
     """Exact search by FAISS, with the same answers as `NumpyVectors`."""
@@ -71,6 +86,9 @@ class FaissVectors:
     def __init__(self, ids: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
         import faiss  # 0.2 to 0.8 s, so only where it is used
 
+        # One query at a time is faster in one thread: of 10,000 vectors in 1.4 ms, against 24 ms in
+        # two threads that wait for each other (two cores, faiss-cpu 1.14).
+        faiss.omp_set_num_threads(1)
         self._faiss: Any = faiss
         self._index = faiss.IndexIDMap(faiss.IndexFlatIP(vectors.shape[1]))
         if len(ids):
@@ -96,6 +114,14 @@ class FaissVectors:
             for model, score in zip(found[0], scores[0], strict=True)
             if model >= 0
         ]
+
+    def above(self, vector: NDArray[np.float32], limit: float) -> list[tuple[int, float]]:
+        """Return all models whose inner product is larger than a limit, the largest first."""
+        if len(self) == 0:
+            return []
+        _, scores, found = self._index.range_search(vector[None], limit)
+        order = np.argsort(-scores, kind="stable")
+        return [(int(found[place]), float(scores[place])) for place in order]
 
 
 FAISS_FROM = 5_000

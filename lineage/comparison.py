@@ -10,7 +10,7 @@ from lineage.known import Known, measure_pair
 from lineage.measure import Measurement
 from lineage.models import Model
 from lineage.relation import decide
-from lineage.third import Meeting, meeting_point, refined
+from lineage.third import Meeting, may_meet, meeting_point, refined
 from lineage.verdict import Relation, Verdict
 
 THIRD_MODELS = 6
@@ -127,6 +127,8 @@ def _meetings(
         own.add(third.content)
         asked += 1
         to_first = known.measure(first, third, exact=exact)
+        if not may_meet(to_first):
+            continue
         to_second = known.measure(second, third, exact=exact)
         found = meeting_point(third.name, between, to_first, to_second)
         if found is not None:

@@ -20,6 +20,7 @@ which costs no reading."""
 
 _MODELS_AT_HAND = 512
 _OPEN_AT_HAND = 8
+_MEASURED_AT_HAND = 512
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -41,8 +42,7 @@ def measure_pair(
         opener: Opens a model and keeps it open; if None both are opened here and closed again.
     """
     prints = first.fingerprint, second.fingerprint
-    small = prints[0].size_bytes + prints[1].size_bytes <= EXACT_BYTES
-    if exact and small and first.readable() and second.readable():
+    if exact and may_be_read(first, second):
         try:
             if opener is not None:
                 return measure(*prints, (opener(first), opener(second)))
@@ -57,6 +57,12 @@ def measure_pair(
     return measure(*prints)
 
 
+def may_be_read(first: Model, second: Model) -> bool:
+    """Say whether two models are compared by their weights."""
+    small = first.fingerprint.size_bytes + second.fingerprint.size_bytes <= EXACT_BYTES
+    return small and first.readable() and second.readable()
+
+
 class Known:
     """A catalogue with what is often asked of it kept in memory. Close it afterwards.
 
@@ -69,6 +75,7 @@ class Known:
         self._index = ModelIndex(catalogue)
         self._models: OrderedDict[tuple[int, bytes], Model] = OrderedDict()
         self._open: OrderedDict[tuple[str, bytes], Checkpoint] = OrderedDict()
+        self._measured: OrderedDict[tuple[bytes, bytes], Measurement] = OrderedDict()
 
     def candidates(self, fingerprint: Fingerprint) -> list[Candidate]:
         """Return the catalogued models that may be related, the likeliest first."""
@@ -82,10 +89,10 @@ class Known:
     def model(self, entry: Entry) -> Model:
         """Return a catalogued model with its fingerprint."""
         key = (entry.id, entry.identity)
-        model, _ = _kept(
-            self._models, key, lambda: model_of(entry, self.catalogue), _MODELS_AT_HAND
-        )
-        return model
+        if key not in self._models:
+            self._models[key] = model_of(entry, self.catalogue)
+        _shortened(self._models, key, _MODELS_AT_HAND)
+        return self._models[key]
 
     def candidate(self, candidate: Candidate) -> Model:
         """Return the model that a candidate stands for."""
@@ -100,6 +107,17 @@ class Known:
             second: The other.
             exact: Whether to read weights at all.
         """
+        ours, theirs = first.identity, second.identity
+        found = self._measured.get((ours, theirs))
+        if found is None and (theirs, ours) in self._measured:
+            found = self._measured[theirs, ours].reversed()
+        if found is None or (exact and not found.exact and may_be_read(first, second)):
+            found = self._remembered(first, second, exact=exact)
+        self._measured[ours, theirs] = found
+        _shortened(self._measured, (ours, theirs), _MEASURED_AT_HAND)
+        return found
+
+    def _remembered(self, first: Model, second: Model, *, exact: bool) -> Measurement:
         own = bool(first.entry and second.entry)
         if own:
             found = self.catalogue.measurement(first.identity, second.identity, METHOD)
@@ -116,12 +134,11 @@ class Known:
 
     def _opened(self, model: Model) -> Checkpoint:
         key = (str(model.location), model.identity)
-        checkpoint, dropped = _kept(
-            self._open, key, lambda: open_checkpoint(model.location), _OPEN_AT_HAND
-        )
-        for old in dropped:
+        if key not in self._open:
+            self._open[key] = open_checkpoint(model.location)
+        for old in _shortened(self._open, key, _OPEN_AT_HAND):
             old.close()
-        return checkpoint
+        return self._open[key]
 
     def close(self) -> None:
         """Close the files that are kept open; a second call does nothing."""
@@ -129,14 +146,7 @@ class Known:
             self._open.popitem()[1].close()
 
 
-def _kept(
-    store: OrderedDict[Key, Value], key: Key, make: Callable[[], Value], most: int
-) -> tuple[Value, list[Value]]:
-    """Return the value of a key, made if it is not there, and what had to go for it."""
-    if key not in store:
-        store[key] = make()
-    store.move_to_end(key)
-    dropped = []
-    while len(store) > most:
-        dropped.append(store.popitem(last=False)[1])
-    return store[key], dropped
+def _shortened(store: OrderedDict[Key, Value], newest: Key, most: int) -> list[Value]:
+    """Keep the newest of a store; return what had to go for it."""
+    store.move_to_end(newest)
+    return [store.popitem(last=False)[1] for _ in range(len(store) - most)]

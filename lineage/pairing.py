@@ -5,9 +5,11 @@ equal values first, then by near sketches over all orders of the axes, then by n
 among the tensors of the same shape.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import permutations
 
 import numpy as np
@@ -15,8 +17,7 @@ from numpy.typing import NDArray
 
 from embedder.checkpoint import Kind
 from embedder.fingerprint import Fingerprint, TensorPrint
-from embedder.sketch import transposed
-from embedder.vector import centred_sketch
+from embedder.sketch import turning, widths
 
 _LIKE = 0.5
 """Sketch cosine from which two tensors are paired whatever their names. The noise between
@@ -55,28 +56,12 @@ class Match:
 
 
 class _Side:
-    """The tensors of one model that are to be paired, with their centred unit sketches."""
+    """The tensors of one model that are to be paired."""
 
     def __init__(self, tensors: Sequence[TensorPrint], chosen: Chooser) -> None:
         self.tensors = tensors
         self.free = {place for place, tensor in enumerate(tensors) if chosen(tensor)}
         self.count = len(self.free)
-        self._sketches: dict[int, NDArray[np.float32]] = {}
-
-    def sorting(self, place: int) -> Order:
-        """Return the order that sorts a tensor's axes by length, equal ones left in theirs."""
-        shape = self.tensors[place].squeezed
-        return tuple(sorted(range(len(shape)), key=lambda axis: shape[axis]))
-
-    def sketch(self, place: int) -> NDArray[np.float32]:
-        """Return the centred sketch of a tensor, of unit length, its axes sorted by length."""
-        if place not in self._sketches:
-            tensor = self.tensors[place]
-            numbers = centred_sketch(tensor)
-            length = np.linalg.norm(numbers)
-            turned = transposed(numbers, tensor.squeezed, self.sorting(place))
-            self._sketches[place] = turned / (length or 1)
-        return self._sketches[place]
 
     def groups(self) -> dict[tuple[int, ...], list[int]]:
         """Return the free tensors by their sorted shapes."""
@@ -117,9 +102,9 @@ def pair_tensors(
     left, right = _Side(first.tensors, chosen), _Side(second.tensors, chosen)
     matches = _by_digest(left, right)
     matches += _by_key(left, right)
+    theirs = right.groups()
     for shape, ours in left.groups().items():
-        theirs = right.groups().get(shape, [])
-        matches += _within_group(left, right, ours, theirs)
+        matches += _within_group(left, right, ours, theirs.get(shape, []))
     matches += _grown(left, right)
     return sorted(matches, key=lambda match: match.first)
 
@@ -161,16 +146,18 @@ def _by_key(left: _Side, right: _Side) -> list[Match]:
         others = [o for o in others if sorted(right.tensors[o].squeezed) == shape]
         if not others:
             continue
-        cosines, orders = _cosines(left, right, [place], others)
+        cosines, turns = _cosines(left, right, [place], others)
         for column, other in enumerate(others):
             cosine = float(cosines[0, column])
             how = "turned" if 1 - cosine < _SAME_SKETCH else "shuffled"
-            found.append(Match(place, other, orders[0][column], how, cosine))
+            order = _order(left.tensors[place], right.tensors[other], int(turns[0, column]))
+            found.append(Match(place, other, order, how, cosine))
     # Equal sketches first, so that of several with one norm each finds its own.
     found.sort(key=lambda match: (match.how != "turned", -match.cosine))
     return _take(left, right, found)
 
 
+@lru_cache(maxsize=1024)
 def _tie_orders(shape: tuple[int, ...]) -> list[Order]:
     """Return the orders that leave a sorted shape as it is, the plain one first.
 
@@ -191,72 +178,61 @@ def _within_group(left: _Side, right: _Side, ours: list[int], theirs: list[int])
     """Pair tensors of one shape: near sketches first, then names, then places."""
     if not ours or not theirs:
         return []
-    cosines, orders = _cosines(left, right, ours, theirs)
+    cosines, turns = _cosines(left, right, ours, theirs)
+
+    def match(row: int, column: int, how: str) -> Match:
+        place, other, turn = ours[row], theirs[column], int(turns[row, column])
+        order = _order(left.tensors[place], right.tensors[other], turn)
+        return Match(place, other, order, how, float(cosines[row, column]))
+
     matches = []
     for row, column in _best_pairs(cosines):
-        place, other = ours[row], theirs[column]
-        noise = 5 / np.sqrt(min(left.tensors[place].size, left.sketch(place).size))
+        tensor = left.tensors[ours[row]]
+        noise = 5 / math.sqrt(min(tensor.size, tensor.unit_sketch.size))
         if cosines[row, column] > max(_LIKE, min(noise, 0.95)):
-            how, cosine = "sketch", float(cosines[row, column])
-            matches.append(Match(place, other, orders[row][column], how, cosine))
+            matches.append(match(row, column, "sketch"))
     taken = _take(left, right, matches)
-    rows = {place: row for row, place in enumerate(ours)}
-    columns = {other: column for column, other in enumerate(theirs)}
-
-    def match(place: int, other: int, how: str) -> Match:
-        row, column = rows[place], columns[other]
-        return Match(place, other, orders[row][column], how, float(cosines[row, column]))
-
-    names = {right.tensors[other].name: other for other in theirs if other in right.free}
-    named = [
-        match(place, names[left.tensors[place].name], "name")
-        for place in ours
-        if place in left.free and left.tensors[place].name in names
-    ]
+    rows = [row for row, place in enumerate(ours) if place in left.free]
+    columns = [column for column, other in enumerate(theirs) if other in right.free]
+    names = {right.tensors[theirs[column]].name: column for column in columns}
+    own = [left.tensors[place].name for place in ours]
+    named = [match(row, names[own[row]], "name") for row in rows if own[row] in names]
     taken += _take(left, right, named)
-    rest = zip(
-        [place for place in ours if place in left.free],
-        [other for other in theirs if other in right.free],
-        strict=False,
-    )
-    return taken + _take(left, right, [match(place, other, "place") for place, other in rest])
+    rows = [row for row in rows if ours[row] in left.free]
+    columns = [column for column in columns if theirs[column] in right.free]
+    placed = [match(*pair, "place") for pair in zip(rows, columns, strict=False)]
+    return taken + _take(left, right, placed)
 
 
 def _cosines(
     left: _Side, right: _Side, ours: list[int], theirs: list[int]
-) -> tuple[NDArray[np.float64], list[list[Order]]]:
-    """Return the best cosine over orders of axes for each pair, and the order that gave it.
+) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    """Return the best cosine over orders of axes for each pair, and which order gave it.
 
     Another order than the plain one must be clearly better, or noise would choose it.
     """
     shape = tuple(sorted(left.tensors[ours[0]].squeezed))
-    rows = np.stack([left.sketch(place) for place in ours]).astype(np.float64)
-    columns = [right.sketch(other) for other in theirs]
+    rows = np.stack([left.tensors[place].unit_sketch for place in ours]).astype(np.float64)
+    columns = np.stack([right.tensors[other].unit_sketch for other in theirs]).astype(np.float64)
     ties = _tie_orders(shape)
     cosines = np.zeros((len(ours), len(theirs)))
     chosen = np.zeros((len(ours), len(theirs)), np.intp)
     for turn, tie in enumerate(ties):
-        turned = np.stack([transposed(numbers, shape, tie) for numbers in columns])
-        found = rows @ turned.T.astype(np.float64)
+        turned = columns if turn == 0 else columns[:, turning(widths(shape), tie)]
+        found = rows @ turned.T
         better = (found > cosines + 0.2) & (found > _LIKE)
         better |= (1 - found < _SAME_SKETCH) & (found > cosines)
         replaced = np.ones_like(better) if turn == 0 else better
         cosines[replaced], chosen[replaced] = found[replaced], turn
-    orders = [
-        [
-            _joined(left.sorting(place), right.sorting(other), ties[chosen[row, column]])
-            for column, other in enumerate(theirs)
-        ]
-        for row, place in enumerate(ours)
-    ]
-    return cosines, orders
+    return cosines, chosen
 
 
-def _joined(ours: Order, theirs: Order, tie: Order) -> Order:
-    """Return the order that brings the second's axes to the first's, both known when sorted."""
-    order = [0] * len(ours)
-    for place, axis in enumerate(ours):
-        order[axis] = theirs[tie[place]]
+def _order(ours: TensorPrint, theirs: TensorPrint, turn: int) -> Order:
+    """Return the order that brings the second's axes to the first's: one of the orders of ties."""
+    tie = _tie_orders(tuple(sorted(ours.squeezed)))[turn]
+    order = [0] * len(tie)
+    for place, axis in enumerate(ours.by_length):
+        order[axis] = theirs.by_length[tie[place]]
     return tuple(order)
 
 

@@ -77,6 +77,11 @@ def meeting_point(
     return Meeting(third, (ab + ac - bc) / 2 / ab, (ac + bc - ab) / 2 / ab, values)
 
 
+def may_meet(measured: Measurement) -> bool:
+    """Say whether two models are near enough for a place where their branches meet."""
+    return any(_close(pair) for pair in measured.pairs)
+
+
 def _close(pair: PairMeasure) -> bool:
     """Choose pairs that changed little and plainly: neither equal nor strangers."""
     limit = (2 * CLOSE) ** 2 * max(pair.first_energy, pair.second_energy)

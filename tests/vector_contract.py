@@ -105,11 +105,27 @@ class VectorContract:
             found = made.nearest(query, 50)
             assert [score for _, score in found] == pytest.approx(scores[:50].tolist(), abs=1e-4)
 
+    def test_all_above_a_limit_are_found_and_no_other(self) -> None:
+        ids, vectors = drawn(6, 500)
+        made = self.make(ids, vectors)
+        rng = np.random.default_rng(7)
+        for limit, query in zip(
+            (-2.0, -0.1, 0.2, 0.9, 2.0), rng.normal(size=(5, WIDTH)), strict=True
+        ):
+            query = (query / np.linalg.norm(query)).astype(np.float32)
+            found = made.above(query, limit)
+            expected = [one for one in brute_force(ids, vectors, query, len(ids)) if one[1] > limit]
+            assert {number for number, _ in found} == {number for number, _ in expected}
+            assert [score for _, score in found] == pytest.approx(
+                [score for _, score in expected], abs=1e-5
+            )
+
     def test_an_empty_index_finds_nothing(self) -> None:
         made = self.make(np.zeros(0, np.int64), np.zeros((0, WIDTH), np.float32))
         query = np.ones(WIDTH, np.float32)
         assert len(made) == 0
         assert made.nearest(query, 5) == []
+        assert made.above(query, -1) == []
         assert made.nearest(query, 5, [1, 2]) == []
 
     def test_more_than_there_are_is_all(self) -> None:
