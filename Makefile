@@ -36,7 +36,7 @@ demo: $(INSTALLED) ## Fetch a few small real models and ask where they came from
 
 test: lint ## Fetch the core of the corpus, run all checks and all tests
 	$(CORPUS) --core
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: $(INSTALLED) ## Run the formatter's check, the linter, the type checker, the layer check
 	$(BIN)/ruff check

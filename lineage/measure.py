@@ -24,7 +24,7 @@ from lineage.operations import KIN, ON_LATTICE, coarser, operation_between, oper
 from lineage.pairing import Match, is_learned_vector, pair_tensors
 from lineage.parts import matched_parts
 
-METHOD = 3
+METHOD = 4
 """Version of what is measured; measurements of other versions are made again."""
 
 LARGEST_AT_ONCE = 1 << 25

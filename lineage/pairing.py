@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from embedder.checkpoint import Kind
 from embedder.fingerprint import Fingerprint, TensorPrint
-from embedder.sketch import turning, widths
+from embedder.sketch import common, turning, widths
 
 _LIKE = 0.5
 """Sketch cosine from which two tensors are paired whatever their names. The noise between
@@ -261,7 +261,8 @@ def _grown(left: _Side, right: _Side) -> list[Match]:
                 continue
             far = abs(np.log(ours.size / theirs.size))
             order = tuple(range(len(ours.squeezed)))
-            rank = (len(axes), ours.name != theirs.name, far)
+            alike = _continued(ours, theirs) if len(axes) == 1 else 0.0
+            rank = (len(axes), -alike, ours.name != theirs.name, far)
             found.append((rank, Match(place, other, order, "place", 0.0, axes)))
     found.sort(key=lambda entry: entry[0])
     free = left.free.copy(), right.free.copy()
@@ -270,6 +271,20 @@ def _grown(left: _Side, right: _Side) -> list[Match]:
         return taken
     left.free, right.free = free
     return []
+
+
+def _continued(ours: TensorPrint, theirs: TensorPrint) -> float:
+    """Return the cosine of two sketches of different length; 0 within the noise.
+
+    The sketch of a tensor with added rows is that of the tensor plus that of those rows, so it is
+    near where they are few; the sketches of rows put in between tell nothing.
+    """
+    if not (ours.sketch.size and theirs.sketch.size):
+        return 0.0
+    first, second = common(ours.sketch, theirs.sketch, (ours.squeezed, theirs.squeezed))
+    lengths = float(np.linalg.norm(first) * np.linalg.norm(second))
+    cosine = float(first @ second) / lengths if lengths else 0.0
+    return cosine if cosine > _LIKE else 0.0
 
 
 _MOST_ALONE = 0.25

@@ -182,19 +182,22 @@ def _units_taken_out(case: Case) -> str:
 
 def _both_have_more(case: Case, operations: list[str]) -> Verdict | None:
     """Equal tensors, and in both models others without a partner: another head, or one constant."""
-    shared = sum(pair.size for pair in case.same)
+    accounted = [*case.same, *case.explained]
+    shared = sum(pair.size for pair in accounted)
     smaller = min(shared + more for more in case.more)
-    if shared >= smaller / 2 and len(case.same) >= 2:
+    undone = ", once layout, type and scales are undone," if case.explained else ""
+    if shared >= smaller / 2 and len(accounted) >= 2:
         return case.verdict(
             Relation.FINE_TUNE,
-            f"{len(case.same)} tensors are equal and each model has others of its own shape",
+            f"{len(accounted)} tensors are equal{undone} and each model has others of its own "
+            "shape",
             operations=[*operations, "replace-head"],
         )
     return _few_equal(case)
 
 
 def _few_equal(case: Case) -> Verdict:
-    names = ", ".join(pair.first for pair in case.same[:3])
+    names = ", ".join(pair.first for pair in (*case.same, *case.explained)[:3])
     case.limits.append(f"equal in both, and given by no known formula: {names}")
     return case.verdict(
         Relation.CANNOT_SAY,

@@ -78,3 +78,18 @@ def test_a_longer_tensor_is_paired_with_the_shorter(axis: int) -> None:
 def test_constants_and_vectors_are_not_paired() -> None:
     first = {"eye": np.eye(9, dtype=np.float32), "b": normal(9), "w": normal(9, 7)}
     assert pairs_of(first, first) == {"w": "w"}
+
+
+@given(st.integers(0, 10**6))
+@settings(deadline=None, max_examples=20)
+def test_grown_tensors_of_one_shape_find_their_own(seed: int) -> None:
+    base = {f"{i}": normal(24, 20, seed=seed + i) for i in range(3)}
+    base |= {f"same.{i}": normal(24, 24, seed=seed + 10 + i) for i in range(9)}
+    grown = {
+        name: np.concatenate([values, normal(24, 2, seed=seed + 99)], axis=1)
+        if name.isdigit()
+        else values
+        for name, values in base.items()
+    }
+    child, names = renamed(grown, seed)
+    assert pairs_of(base, child) == names

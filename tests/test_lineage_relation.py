@@ -161,6 +161,14 @@ class TestTrained:
         assert verdict.relation is Relation.FINE_TUNE
         assert "replace-head" in verdict.operations
 
+    def test_a_quantised_trunk_with_a_new_head_is_one_too(self) -> None:
+        base = network(1)
+        child = {n: np.round(v * 20) / np.float32(20) if v.ndim > 1 else v for n, v in base.items()}
+        head = {"2.weight": normal(7, 32, 2, seed=5), "2.bias": normal(7, seed=6)}
+        verdict, _ = judged(base, child | head)
+        assert verdict.relation is Relation.FINE_TUNE
+        assert verdict.operations == ("quantise", "replace-head")
+
     def test_a_head_of_another_shape_is_a_fine_tune(self) -> None:
         base = network(1)
         child = {**base, "2.weight": normal(7, 32, 2, seed=5), "2.bias": normal(7, seed=6)}
