@@ -232,17 +232,18 @@ def take_print(tensor: Tensor, progress: Callable[[int], None] | None = None) ->
     sketcher, sampler = Sketcher(tensor.shape), _RowSampler(tensor)
     wanted = is_parameter(tensor)
     look = False
-    for block in tensor.blocks():
-        hasher.add(block)
-        if wanted:
-            statistics.add(block)
-            if statistics.not_finite == 0:
-                sketcher.add(block)
-                sampler.add(block)
-            if block.start == 0 and not any(block.prefix):
-                look = tensor.size <= LARGEST and worth_a_look(block.values)
-        if progress is not None:
-            progress(len(block.raw))
+    with np.errstate(invalid="ignore"):  # a signalling NaN complains when it is cast
+        for block in tensor.blocks():
+            hasher.add(block)
+            if wanted:
+                statistics.add(block)
+                if statistics.not_finite == 0:
+                    sketcher.add(block)
+                    sampler.add(block)
+                if block.start == 0 and not any(block.prefix):
+                    look = tensor.size <= LARGEST and worth_a_look(block.values)
+            if progress is not None:
+                progress(len(block.raw))
     finite = wanted and statistics.not_finite == 0 and tensor.size > 0
     values, narrow = hasher.values()
     nothing = np.zeros(0, np.float32)

@@ -118,7 +118,8 @@ def assembled(tensor: Tensor, most: int) -> NDArray[np.generic]:
     for block in tensor.blocks(most):
         run = slice(block.start, block.start + len(block.values))
         place: tuple[int | slice, ...] = (*block.prefix, run)
-        values[place] = block.values
+        with np.errstate(invalid="ignore"):  # a signalling NaN complains when it is cast
+            values[place] = block.values
     return values.reshape(tensor.shape)
 
 

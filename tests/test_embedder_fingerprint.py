@@ -130,10 +130,14 @@ class TestStatistics:
         assert take_print(tensor_of("w", coarse)).summary.levels <= 15
         assert take_print(tensor_of("w", values)).summary.levels > 200
 
-    @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-    def test_a_value_that_is_not_finite_is_named_and_not_counted(self, bad: float) -> None:
-        values = normal(10, 10)
-        values[3, 4] = bad
+    @pytest.mark.parametrize(
+        "bits",
+        [0x7FC00000, 0x7F800000, 0xFF800000, 0x7F810000],
+        ids=["NaN", "+inf", "-inf", "signalling NaN"],
+    )
+    def test_a_value_that_is_not_finite_is_named_and_not_counted(self, bits: int) -> None:
+        values = normal(10, 10).astype(np.float32)
+        values.view(np.uint32)[3, 4] = bits
         found = printed(tensor_of("w", values), tensor_of("v", normal(3, 3)))
         assert [tensor.name for tensor in found.counted] == ["v"]
         assert found.limits == ("w: 1 of 100 values are NaN or infinite; not counted",)

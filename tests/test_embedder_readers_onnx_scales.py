@@ -303,13 +303,14 @@ def test_the_scales_of_blocks_stay_in_the_file(tmp_path: Path) -> None:
 
 def test_a_quantised_lstm_has_its_kernels_turned_and_scaled(tmp_path: Path) -> None:
     inside, hidden = 9, 5
+    # Some processors add two products of bytes in 16 bits: above half the range they saturate.
     constants: dict[str, Array] = {
-        "w": integers("int8", 1, inside, 4 * hidden),
-        "r": integers("int8", 1, hidden, 4 * hidden),
+        "w": integers("int8", 1, inside, 4 * hidden) // 16,
+        "r": integers("int8", 1, hidden, 4 * hidden) // 16,
         "b": random(1, 8 * hidden) * 0,
         "ws": scales(1),
         "rs": scales(1),
-        "wz": integers("int8", 1),
+        "wz": integers("int8", 1) // 16,
         "rz": np.zeros(1, np.int8),
     }
     inputs = ["x", "w", "r", "b", "", "", "", "", "ws", "wz", "rs", "rz"]
