@@ -79,6 +79,10 @@ class EmptyModelError(CheckpointError, ValueError):
     """There is no weight in it."""
 
 
+class ArchitectureError(ModelLineageError, ValueError):
+    """A model does not have the tensors that an architecture describes, or none describes it."""
+
+
 class MissingExtraError(ModelLineageError, ImportError):
     """An optional package is not installed."""
 

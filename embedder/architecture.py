@@ -1,0 +1,462 @@
+"""What a model is made of: which axes of its tensors run over the same units, and in what order.
+
+A hidden unit shows up in several tensors: as a row of the weights that feed it, in the bias, as a
+column of the weights that it feeds. An `Architecture` says which axes run over the same units (a
+`Group`), what may be done to those units without changing the function (its `Gauge`), and which
+steps lead from the inputs to the outputs. It is the one source for the weight graph, for alignment
+and for surgery that keeps the function.
+
+Architectures come from a `Builder`, which is told the steps in the order of the forward pass.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Self
+
+from embedder.errors import ArchitectureError
+
+
+class Gauge(StrEnum):
+    """What may be done to the units of a group without changing what the model computes."""
+
+    NAMED = "named"
+    """Nothing: inputs, outputs and tokens have a meaning."""
+    ORDER = "order"
+    """Any order: GELU, SiLU, attention heads, a residual stream under gains."""
+    SIGN = "sign"
+    """Any order, and each unit's sign: tanh and other odd functions."""
+    SCALE = "scale"
+    """Any order, and a positive scale for each unit: ReLU, leaky ReLU, nothing at all."""
+    TURN = "turn"
+    """Any rotation: a residual stream under root-mean-square norms without gains."""
+
+
+GAUGE_OF_ACTIVATION = {
+    "relu": Gauge.SCALE,
+    "leaky_relu": Gauge.SCALE,
+    "linear": Gauge.SCALE,
+    "tanh": Gauge.SIGN,
+    "sin": Gauge.SIGN,
+    "gelu": Gauge.ORDER,
+    "silu": Gauge.ORDER,
+    "sigmoid": Gauge.ORDER,
+    "softplus": Gauge.ORDER,
+}
+
+GATES = {"elman": 1, "gru": 3, "lstm": 4}
+"""Kind of a recurrent cell → how many gates are stacked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Units that several tensors share.
+
+    Args:
+        name: Unique in the architecture.
+        size: Number of units.
+        gauge: What they allow.
+        activation: What is applied to them.
+        tied: Group whose order they have, though each may have scales of its own: the channels
+            before a depthwise convolution.
+    """
+
+    name: str
+    size: int
+    gauge: Gauge
+    activation: str = "linear"
+    tied: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """How the places of one axis of a tensor follow from the units of a group.
+
+    Place (a · size + unit) · inner + b belongs to `unit`, for a below `before` and b below `inner`:
+    `before` counts stacked gates or query, key and value; `inner` a head's channels or the pixels
+    of a flattened map.
+
+    Args:
+        group: Name of the group.
+        before: Repeats of the whole group along the axis.
+        inner: Neighbouring places of one unit.
+        power: Values are multiplied by λ to this power when a unit is scaled by λ: 1 for weights
+            that feed it, −1 for those that it feeds, 0 where a norm takes the scale out again.
+    """
+
+    group: str
+    before: int = 1
+    inner: int = 1
+    power: int = 0
+
+
+class Op(StrEnum):
+    """What a step does."""
+
+    LINEAR = "linear"
+    """Matrix or convolution, added to what its target holds already."""
+    UNITWISE = "unitwise"
+    """One kernel for each unit, into a group that is tied to the source: depthwise convolution."""
+    EMBEDDING = "embedding"
+    """Rows looked up by token or position."""
+    NORM = "norm"
+    """Gain and offset for each unit, after statistics over a batch or over the units."""
+    RECURRENT = "recurrent"
+    """Gates fed by a source and by the target's own past."""
+    GATED = "gated"
+    """The product of an activated and a plain linear map of one source."""
+    ATTENTION = "attention"
+    """Heads that read a source and are added to a target."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of the forward pass.
+
+    Args:
+        op: What it does.
+        source: Group that is read.
+        target: Group that is written.
+        tensors: Role → name: `weight`, `bias`, `gain`, `offset`, `mean`, `variance`, `recurrent`,
+            `gate`, `up`, `query`, `key`, `value`, `output`, and the same with `_bias`.
+        inside: Group of heads of an attention, or of the hidden units of a gated map.
+        kind: Which norm (`batch`, `layer`, `rms`), which cell (`elman`, `gru`, `lstm`).
+        rotary: Whether queries and keys are turned by their position, two channels at a time.
+        turned: Whether axis 0 of the weights is that of the source, as GPT-2 stores them.
+    """
+
+    op: Op
+    source: str
+    target: str
+    tensors: Mapping[str, str]
+    inside: str = ""
+    kind: str = ""
+    rotary: bool = False
+    turned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """Groups, axes and steps of one model.
+
+    Args:
+        family: What it is called: `mlp`, `llama`.
+        groups: Name → group.
+        axes: Name of a tensor → its axes in order; None for an axis that belongs to no group
+            (space, or a single place).
+        steps: In the order of the forward pass.
+        confidence: Probability that this describes the model: 1 where its graph or config say so,
+            less where it was inferred from names and shapes.
+    """
+
+    family: str
+    groups: Mapping[str, Group]
+    axes: Mapping[str, tuple[Axis | None, ...]]
+    steps: tuple[Step, ...]
+    confidence: float = 1.0
+
+    def check(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        """Make sure that the tensors of a model have the shapes that are described.
+
+        Raises:
+            ArchitectureError: A tensor is missing or has another shape; it names the first.
+
+        Example:
+            >>> mlp = Builder("mlp").input("in", 3).linear("w", "in", "out", 2, named=True).build()
+            >>> mlp.check({"w": (2, 3)})
+            >>> mlp.check({"w": (2, 4)})
+            Traceback (most recent call last):
+            embedder.errors.ArchitectureError: w: axis 1 has 4 places, and 3 units of in need 3
+        """
+        for name, axes in self.axes.items():
+            shape = shapes.get(name)
+            if shape is None:
+                raise ArchitectureError(f"{name}: the model has no such tensor")
+            if len(shape) != len(axes):
+                raise ArchitectureError(f"{name}: has {len(shape)} axes, and not {len(axes)}")
+            for place, axis in enumerate(axes):
+                if axis is None:
+                    continue
+                size = self.groups[axis.group].size
+                needed = axis.before * size * axis.inner
+                if shape[place] != needed:
+                    raise ArchitectureError(
+                        f"{name}: axis {place} has {shape[place]} places, and {size} units of "
+                        f"{axis.group} need {needed}"
+                    )
+
+
+@dataclass(slots=True)
+class Builder:
+    """Puts an architecture together, step by step in the order of the forward pass.
+
+    A group is made by the first step that writes it. Steps that write it later are added to it, as
+    in a residual stream; they may not change its size.
+
+    Example:
+        >>> b = Builder("mlp").input("pixels", 4)
+        >>> b = b.linear("0.weight", "pixels", "hidden", 8, bias="0.bias", activation="relu")
+        >>> b = b.linear("2.weight", "hidden", "classes", 3, bias="2.bias", named=True)
+        >>> mlp = b.build()
+        >>> mlp.groups["hidden"].gauge
+        <Gauge.SCALE: 'scale'>
+        >>> mlp.axes["2.weight"][1]
+        Axis(group='hidden', before=1, inner=1, power=-1)
+    """
+
+    family: str
+    confidence: float = 1.0
+    _groups: dict[str, Group] = field(default_factory=dict)
+    _axes: dict[str, tuple[Axis | None, ...]] = field(default_factory=dict)
+    _steps: list[Step] = field(default_factory=list)
+
+    def input(self, name: str, size: int) -> Self:
+        """Name the inputs, tokens or positions: units whose order has a meaning."""
+        self._groups[name] = Group(name, size, Gauge.NAMED)
+        return self
+
+    def linear(
+        self,
+        weight: str,
+        source: str,
+        target: str,
+        size: int,
+        *,
+        bias: str = "",
+        activation: str = "linear",
+        gauge: Gauge | None = None,
+        named: bool = False,
+        space: int = 0,
+        inner: int = 1,
+        channels_last: bool = False,
+        normed: bool = False,
+        turned: bool = False,
+    ) -> Self:
+        """Add a matrix or convolution from one group to another.
+
+        Args:
+            weight: Name of the weights, out × in × space.
+            source: Group that is read.
+            target: Group that is written.
+            size: Its number of units.
+            bias: Name of the bias, if there is one.
+            activation: What is applied to the target.
+            gauge: What the target allows, where its activation does not say it.
+            named: Whether the targets are outputs with a meaning.
+            space: Number of spatial axes.
+            inner: Pixels of a map that is flattened before it is read.
+            channels_last: Whether each pixel's channels lie together in the flattened map.
+            normed: Whether a batch norm follows, which takes any scale out again.
+            turned: Whether the weights are in × out.
+        """
+        self._write(target, size, activation, Gauge.NAMED if named else gauge)
+        before, inner = (inner, 1) if channels_last else (1, inner)
+        rows = Axis(target, power=0 if normed else 1)
+        columns = Axis(source, before, inner, power=-1)
+        pair = (columns, rows) if turned else (rows, columns)
+        self._axes[weight] = (*pair, *(None,) * space)
+        tensors = {"weight": weight, **self._vector("bias", bias, rows)}
+        self._steps.append(Step(Op.LINEAR, source, target, tensors, turned=turned))
+        return self
+
+    def unitwise(
+        self,
+        weight: str,
+        source: str,
+        target: str,
+        *,
+        bias: str = "",
+        activation: str = "linear",
+        space: int = 2,
+    ) -> Self:
+        """Add a depthwise convolution, units × 1 × space, that a batch norm follows.
+
+        The target's units are the source's, in the same order, with scales of their own.
+        """
+        self._write(target, self._groups[source].size, activation, None, tied=source)
+        self._axes[weight] = (Axis(source, power=-1), *(None,) * (1 + space))
+        tensors = {"weight": weight, **self._vector("bias", bias, Axis(source))}
+        self._steps.append(Step(Op.UNITWISE, source, target, tensors))
+        return self
+
+    def embedding(self, weight: str, source: str, target: str, size: int) -> Self:
+        """Add a table with a row for each token or position, that a residual stream reads."""
+        self._write(target, size, "linear", Gauge.ORDER)
+        self._axes[weight] = (Axis(source), Axis(target))
+        self._steps.append(Step(Op.EMBEDDING, source, target, {"weight": weight}, turned=True))
+        return self
+
+    def norm(
+        self,
+        source: str,
+        kind: str,
+        *,
+        gain: str = "",
+        offset: str = "",
+        mean: str = "",
+        variance: str = "",
+        target: str = "",
+    ) -> Self:
+        """Add a norm.
+
+        Args:
+            source: Group that is read.
+            kind: `batch` (over examples), `layer` or `rms` (over units).
+            gain: Name of γ.
+            offset: Name of β.
+            mean: Name of the running mean.
+            variance: Name of the running variance.
+            target: Group that is written, where the source is read again without the norm, as
+                before a block of a transformer: tied to the source. By default, the source itself.
+        """
+        target = target or source
+        if target != source:
+            gauge = Gauge.SCALE if gain else Gauge.ORDER
+            self._write(target, self._groups[source].size, "linear", gauge, tied=source)
+        after = Axis(target, power=1)
+        tensors = {
+            **self._vector("gain", gain, after),
+            **self._vector("offset", offset, after),
+            **self._vector("mean", mean, Axis(source)),
+            **self._vector("variance", variance, Axis(source)),
+        }
+        self._steps.append(Step(Op.NORM, source, target, tensors, kind=kind))
+        return self
+
+    def recurrent(
+        self,
+        weight: str,
+        recurrent: str,
+        source: str,
+        target: str,
+        size: int,
+        *,
+        kind: str,
+        bias: str = "",
+        recurrent_bias: str = "",
+    ) -> Self:
+        """Add a recurrent layer whose gates are stacked along axis 0, as in PyTorch.
+
+        Args:
+            weight: Name of the weights from the source, (gates · units) × in.
+            recurrent: Name of the weights from the past, (gates · units) × units.
+            source: Group that is read.
+            target: Group that is written.
+            size: Its number of units.
+            kind: `elman` (tanh), `gru` or `lstm`.
+            bias: Name of the bias of the first.
+            recurrent_bias: Name of the bias of the second.
+        """
+        gates = GATES[kind]
+        self._write(target, size, "tanh" if gates == 1 else "sigmoid", None)
+        rows = Axis(target, before=gates, power=1)
+        self._axes[weight] = (rows, Axis(source, power=-1))
+        self._axes[recurrent] = (rows, Axis(target, power=-1))
+        tensors = {
+            "weight": weight,
+            "recurrent": recurrent,
+            **self._vector("bias", bias, rows),
+            **self._vector("recurrent_bias", recurrent_bias, rows),
+        }
+        self._steps.append(Step(Op.RECURRENT, source, target, tensors, kind=kind))
+        return self
+
+    def gated(
+        self,
+        gate: str,
+        up: str,
+        output: str,
+        source: str,
+        target: str,
+        size: int,
+        *,
+        inside: str,
+        activation: str = "silu",
+    ) -> Self:
+        """Add output(activation(gate · x) ⊙ (up · x)), as in Llama; `inside` names its units.
+
+        A unit may be scaled in `up` and back in `output`, which the gauge does not say: its `gate`
+        has no scale.
+        """
+        self._write(inside, size, activation, Gauge.ORDER)
+        self._axes[gate] = (Axis(inside), Axis(source, power=-1))
+        self._axes[up] = (Axis(inside, power=1), Axis(source, power=-1))
+        self._axes[output] = (Axis(target, power=1), Axis(inside, power=-1))
+        tensors = {"gate": gate, "up": up, "output": output}
+        self._steps.append(Step(Op.GATED, source, target, tensors, inside=inside))
+        return self
+
+    def attention(
+        self,
+        tensors: Mapping[str, str],
+        source: str,
+        target: str,
+        *,
+        inside: str,
+        heads: int,
+        channels: int,
+        key_heads: int = 0,
+        rotary: bool = False,
+        turned: bool = False,
+    ) -> Self:
+        """Add attention of a source to itself; `inside` names its heads.
+
+        Args:
+            tensors: `query`, `key`, `value`, `output` and `…_bias` → name; or `joint` and
+                `joint_bias` for query, key and value stacked in this order.
+            source: Group that is read.
+            target: Group that is written.
+            inside: Name of the group of key heads, with the query heads that read each.
+            heads: Number of query heads.
+            channels: Channels of a head.
+            key_heads: Number of key and value heads; 0 for as many as query heads.
+            rotary: Whether positions turn queries and keys.
+            turned: Whether weights are in × out.
+        """
+        key_heads = key_heads or heads
+        self._write(inside, key_heads, "linear", Gauge.ORDER)
+        read, written = Axis(source, power=-1), Axis(target, power=1)
+        wide = Axis(inside, inner=heads // key_heads * channels)
+        narrow = Axis(inside, inner=channels)
+        rows = {
+            "query": wide,
+            "key": narrow,
+            "value": narrow,
+            "joint": Axis(inside, before=3, inner=channels),
+        }
+        for role, name in tensors.items():
+            base = role.removesuffix("_bias")
+            out, into = (written, wide) if base == "output" else (rows[base], read)
+            if role != base:
+                self._axes[name] = (out,)
+            else:
+                self._axes[name] = (into, out) if turned else (out, into)
+        step = Step(
+            Op.ATTENTION, source, target, dict(tensors), inside, rotary=rotary, turned=turned
+        )
+        self._steps.append(step)
+        return self
+
+    def build(self) -> Architecture:
+        """Return what was put together."""
+        return Architecture(
+            self.family, dict(self._groups), dict(self._axes), tuple(self._steps), self.confidence
+        )
+
+    def _write(
+        self, name: str, size: int, activation: str, gauge: Gauge | None, *, tied: str = ""
+    ) -> None:
+        """Make a group, or make sure that the one there has this size."""
+        there = self._groups.get(name)
+        if there is None:
+            gauge = gauge or GAUGE_OF_ACTIVATION.get(activation, Gauge.ORDER)
+            self._groups[name] = Group(name, size, gauge, activation, tied)
+        elif there.size != size:
+            raise ArchitectureError(f"{name} has {there.size} units, and {size} are added to it")
+
+    def _vector(self, role: str, name: str, axis: Axis) -> dict[str, str]:
+        """Note a tensor with one value for each place of an axis, if there is one."""
+        if not name:
+            return {}
+        self._axes[name] = (axis,)
+        return {role: name}
