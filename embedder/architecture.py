@@ -10,84 +10,28 @@ Architectures come from a `Builder`, which is told the steps in the order of the
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Self
 
 from embedder.errors import ArchitectureError
+from embedder.units import GAUGE_OF_ACTIVATION, Axis, Gauge, Group
 
+__all__ = [
+    "GATES",
+    "GAUGE_OF_ACTIVATION",
+    "Architecture",
+    "Axis",
+    "Builder",
+    "Gauge",
+    "Group",
+    "Op",
+    "Step",
+]
 
-class Gauge(StrEnum):
-    """What may be done to the units of a group without changing what the model computes."""
-
-    NAMED = "named"
-    """Nothing: inputs, outputs and tokens have a meaning."""
-    ORDER = "order"
-    """Any order: GELU, SiLU, attention heads, a residual stream under gains."""
-    SIGN = "sign"
-    """Any order, and each unit's sign: tanh and other odd functions."""
-    SCALE = "scale"
-    """Any order, and a positive scale for each unit: ReLU, leaky ReLU, nothing at all."""
-    TURN = "turn"
-    """Any rotation: a residual stream under root-mean-square norms without gains."""
-
-
-GAUGE_OF_ACTIVATION = {
-    "relu": Gauge.SCALE,
-    "leaky_relu": Gauge.SCALE,
-    "linear": Gauge.SCALE,
-    "tanh": Gauge.SIGN,
-    "sin": Gauge.SIGN,
-    "gelu": Gauge.ORDER,
-    "silu": Gauge.ORDER,
-    "sigmoid": Gauge.ORDER,
-    "softplus": Gauge.ORDER,
-}
 
 GATES = {"elman": 1, "gru": 3, "lstm": 4}
 """Kind of a recurrent cell → how many gates are stacked."""
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Units that several tensors share.
-
-    Args:
-        name: Unique in the architecture.
-        size: Number of units.
-        gauge: What they allow.
-        activation: What is applied to them.
-        tied: Group whose order they have, though each may have scales of its own: the channels
-            before a depthwise convolution.
-    """
-
-    name: str
-    size: int
-    gauge: Gauge
-    activation: str = "linear"
-    tied: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Axis:
-    """How the places of one axis of a tensor follow from the units of a group.
-
-    Place (a · size + unit) · inner + b belongs to `unit`, for a below `before` and b below `inner`:
-    `before` counts stacked gates or query, key and value; `inner` a head's channels or the pixels
-    of a flattened map.
-
-    Args:
-        group: Name of the group.
-        before: Repeats of the whole group along the axis.
-        inner: Neighbouring places of one unit.
-        power: Values are multiplied by λ to this power when a unit is scaled by λ: 1 for weights
-            that feed it, −1 for those that it feeds, 0 where a norm takes the scale out again.
-    """
-
-    group: str
-    before: int = 1
-    inner: int = 1
-    power: int = 0
 
 
 class Op(StrEnum):
@@ -123,6 +67,8 @@ class Step:
         kind: Which norm (`batch`, `layer`, `rms`), which cell (`elman`, `gru`, `lstm`).
         rotary: Whether queries and keys are turned by their position, two channels at a time.
         turned: Whether axis 0 of the weights is that of the source, as GPT-2 stores them.
+        interleaved: Whether the two channels are neighbours; else half a head lies between them.
+        epsilon: What a norm adds to the variance.
     """
 
     op: Op
@@ -133,6 +79,8 @@ class Step:
     kind: str = ""
     rotary: bool = False
     turned: bool = False
+    interleaved: bool = False
+    epsilon: float = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +95,7 @@ class Architecture:
         steps: In the order of the forward pass.
         confidence: Probability that this describes the model: 1 where its graph or config say so,
             less where it was inferred from names and shapes.
+        unexplained: Names of tensors that no step uses.
     """
 
     family: str
@@ -154,6 +103,13 @@ class Architecture:
     axes: Mapping[str, tuple[Axis | None, ...]]
     steps: tuple[Step, ...]
     confidence: float = 1.0
+    unexplained: tuple[str, ...] = ()
+
+    def root(self, name: str) -> str:
+        """Return the group that gives a group its order: itself, unless it is tied."""
+        while self.groups[name].tied:
+            name = self.groups[name].tied
+        return name
 
     def check(self, shapes: Mapping[str, Sequence[int]]) -> None:
         """Make sure that the tensors of a model have the shapes that are described.
@@ -172,6 +128,8 @@ class Architecture:
             shape = shapes.get(name)
             if shape is None:
                 raise ArchitectureError(f"{name}: the model has no such tensor")
+            if 0 in shape:
+                raise ArchitectureError(f"{name}: has no values, its shape is {tuple(shape)}")
             if len(shape) != len(axes):
                 raise ArchitectureError(f"{name}: has {len(shape)} axes, and not {len(axes)}")
             for place, axis in enumerate(axes):
@@ -201,7 +159,7 @@ class Builder:
         >>> mlp.groups["hidden"].gauge
         <Gauge.SCALE: 'scale'>
         >>> mlp.axes["2.weight"][1]
-        Axis(group='hidden', before=1, inner=1, power=-1)
+        Axis(group='hidden', before=1, inner=1, power=-1, tied_power=0)
     """
 
     family: str
@@ -254,7 +212,7 @@ class Builder:
         rows = Axis(target, power=0 if normed else 1)
         columns = Axis(source, before, inner, power=-1)
         pair = (columns, rows) if turned else (rows, columns)
-        self._axes[weight] = (*pair, *(None,) * space)
+        self._describe(weight, (*pair, *(None,) * space))
         tensors = {"weight": weight, **self._vector("bias", bias, rows)}
         self._steps.append(Step(Op.LINEAR, source, target, tensors, turned=turned))
         return self
@@ -268,21 +226,27 @@ class Builder:
         bias: str = "",
         activation: str = "linear",
         space: int = 2,
+        normed: bool = True,
     ) -> Self:
-        """Add a depthwise convolution, units × 1 × space, that a batch norm follows.
+        """Add a depthwise convolution, units × 1 × space; `normed`: a batch norm follows.
 
         The target's units are the source's, in the same order, with scales of their own.
         """
         self._write(target, self._groups[source].size, activation, None, tied=source)
-        self._axes[weight] = (Axis(source, power=-1), *(None,) * (1 + space))
-        tensors = {"weight": weight, **self._vector("bias", bias, Axis(source))}
+        rows = Axis(source, power=-1) if normed else Axis(target, power=1, tied_power=-1)
+        self._describe(weight, (rows, *(None,) * (1 + space)))
+        offset = Axis(source) if normed else Axis(target, power=1)
+        tensors = {"weight": weight, **self._vector("bias", bias, offset)}
         self._steps.append(Step(Op.UNITWISE, source, target, tensors))
         return self
 
-    def embedding(self, weight: str, source: str, target: str, size: int) -> Self:
-        """Add a table with a row for each token or position, that a residual stream reads."""
+    def embedding(self, weight: str, source: str, target: str, size: int, *, lead: int = 0) -> Self:
+        """Add a table with a row for each token or position, that a residual stream reads.
+
+        `lead` is the number of axes before those of the table, as in ViT's 1 × positions × units.
+        """
         self._write(target, size, "linear", Gauge.ORDER)
-        self._axes[weight] = (Axis(source), Axis(target))
+        self._describe(weight, (*(None,) * lead, Axis(source), Axis(target)))
         self._steps.append(Step(Op.EMBEDDING, source, target, {"weight": weight}, turned=True))
         return self
 
@@ -296,8 +260,12 @@ class Builder:
         mean: str = "",
         variance: str = "",
         target: str = "",
+        activation: str = "linear",
+        epsilon: float = 1e-5,
     ) -> Self:
         """Add a norm.
+
+        In place, a batch norm is that of the last step that wrote the source.
 
         Args:
             source: Group that is read.
@@ -308,11 +276,20 @@ class Builder:
             variance: Name of the running variance.
             target: Group that is written, where the source is read again without the norm, as
                 before a block of a transformer: tied to the source. By default, the source itself.
+            activation: What is applied to another target.
+            epsilon: What is added to the variance.
+
+        Raises:
+            ArchitectureError: The target is there already and is not tied to the source.
         """
         target = target or source
         if target != source:
-            gauge = Gauge.SCALE if gain else Gauge.ORDER
-            self._write(target, self._groups[source].size, "linear", gauge, tied=source)
+            if target in self._groups and self._root(target) != self._root(source):
+                raise ArchitectureError(f"{target} is there and has other units than {source}")
+            gauge = None if gain else Gauge.ORDER
+            self._write(target, self._groups[source].size, activation, gauge, tied=source)
+        if target != source or not self._is_free_before(source, kind):
+            self._fix(source)
         after = Axis(target, power=1)
         tensors = {
             **self._vector("gain", gain, after),
@@ -320,7 +297,7 @@ class Builder:
             **self._vector("mean", mean, Axis(source)),
             **self._vector("variance", variance, Axis(source)),
         }
-        self._steps.append(Step(Op.NORM, source, target, tensors, kind=kind))
+        self._steps.append(Step(Op.NORM, source, target, tensors, kind=kind, epsilon=epsilon))
         return self
 
     def recurrent(
@@ -334,6 +311,7 @@ class Builder:
         kind: str,
         bias: str = "",
         recurrent_bias: str = "",
+        activation: str = "",
     ) -> Self:
         """Add a recurrent layer whose gates are stacked along axis 0, as in PyTorch.
 
@@ -346,12 +324,14 @@ class Builder:
             kind: `elman` (tanh), `gru` or `lstm`.
             bias: Name of the bias of the first.
             recurrent_bias: Name of the bias of the second.
+            activation: Of an Elman cell, where it is not tanh.
         """
         gates = GATES[kind]
-        self._write(target, size, "tanh" if gates == 1 else "sigmoid", None)
+        activation = activation or ("tanh" if gates == 1 else "sigmoid")
+        self._write(target, size, activation, None)
         rows = Axis(target, before=gates, power=1)
-        self._axes[weight] = (rows, Axis(source, power=-1))
-        self._axes[recurrent] = (rows, Axis(target, power=-1))
+        self._describe(weight, (rows, Axis(source, power=-1)))
+        self._describe(recurrent, (rows, Axis(target, power=-1)))
         tensors = {
             "weight": weight,
             "recurrent": recurrent,
@@ -379,9 +359,9 @@ class Builder:
         has no scale.
         """
         self._write(inside, size, activation, Gauge.ORDER)
-        self._axes[gate] = (Axis(inside), Axis(source, power=-1))
-        self._axes[up] = (Axis(inside, power=1), Axis(source, power=-1))
-        self._axes[output] = (Axis(target, power=1), Axis(inside, power=-1))
+        self._describe(gate, (Axis(inside), Axis(source, power=-1)))
+        self._describe(up, (Axis(inside, power=1), Axis(source, power=-1)))
+        self._describe(output, (Axis(target, power=1), Axis(inside, power=-1)))
         tensors = {"gate": gate, "up": up, "output": output}
         self._steps.append(Step(Op.GATED, source, target, tensors, inside=inside))
         return self
@@ -398,6 +378,7 @@ class Builder:
         key_heads: int = 0,
         rotary: bool = False,
         turned: bool = False,
+        interleaved: bool = False,
     ) -> Self:
         """Add attention of a source to itself; `inside` names its heads.
 
@@ -412,6 +393,7 @@ class Builder:
             key_heads: Number of key and value heads; 0 for as many as query heads.
             rotary: Whether positions turn queries and keys.
             turned: Whether weights are in × out.
+            interleaved: Whether positions turn neighbouring channels.
         """
         key_heads = key_heads or heads
         self._write(inside, key_heads, "linear", Gauge.ORDER)
@@ -428,13 +410,21 @@ class Builder:
             base = role.removesuffix("_bias")
             out, into = (written, wide) if base == "output" else (rows[base], read)
             if role != base:
-                self._axes[name] = (out,)
+                self._describe(name, (out,))
             else:
-                self._axes[name] = (into, out) if turned else (out, into)
-        step = Step(
-            Op.ATTENTION, source, target, dict(tensors), inside, rotary=rotary, turned=turned
+                self._describe(name, (into, out) if turned else (out, into))
+        self._steps.append(
+            Step(
+                Op.ATTENTION,
+                source,
+                target,
+                dict(tensors),
+                inside,
+                rotary=rotary,
+                turned=turned,
+                interleaved=interleaved,
+            )
         )
-        self._steps.append(step)
         return self
 
     def build(self) -> Architecture:
@@ -458,5 +448,46 @@ class Builder:
         """Note a tensor with one value for each place of an axis, if there is one."""
         if not name:
             return {}
-        self._axes[name] = (axis,)
+        self._describe(name, (axis,))
         return {role: name}
+
+    def _describe(self, name: str, axes: tuple[Axis | None, ...]) -> None:
+        """Note the axes of a tensor; the units of one that two steps use differently stay fixed."""
+        there = self._axes.setdefault(name, axes)
+        if there == axes:
+            return
+        if list(map(self._places, there)) != list(map(self._places, axes)):
+            raise ArchitectureError(f"{name}: two steps use it over different units")
+        for axis in (*there, *axes):
+            if axis:
+                self._fix(axis.group)
+
+    def _places(self, axis: Axis | None) -> tuple[str, int, int] | None:
+        """Return what decides which places of an axis belong to which unit."""
+        if axis is None:
+            return None
+        root = self._root(axis.group)
+        named = self._groups[root].gauge == Gauge.NAMED
+        return ("" if named else root, axis.before, axis.inner)
+
+    def _root(self, name: str) -> str:
+        while self._groups[name].tied:
+            name = self._groups[name].tied
+        return name
+
+    def _fix(self, name: str) -> None:
+        """Leave the units of a group no scale and no sign of their own."""
+        group = self._groups[name]
+        if group.gauge in (Gauge.SCALE, Gauge.SIGN):
+            self._groups[name] = replace(group, gauge=Gauge.ORDER)
+
+    def _is_free_before(self, name: str, kind: str) -> bool:
+        """Say whether the scale of a group begins at a norm in place, and not before it."""
+        writers = [step for step in self._steps if step.target == name and step.op != Op.NORM]
+        return all(
+            axis.power == 0
+            for step in (writers[-1:] if kind == "batch" else writers)
+            for tensor in step.tensors.values()
+            for axis in self._axes[tensor]
+            if axis and axis.group == name
+        )
