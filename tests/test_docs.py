@@ -16,7 +16,6 @@ import os
 import re
 import shlex
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import chdir
 from dataclasses import dataclass, field
@@ -32,6 +31,7 @@ from click.testing import CliRunner
 from benchmarks.corpus.listed import demonstration, is_there
 from cli import cli
 from docs.demo import STEPS, lay_out
+from docs.numbers import NUMBERS, block_of, renew
 from embedder.readers import READERS
 
 ROOT = Path(__file__).parent.parent
@@ -417,67 +417,17 @@ def test_no_answer_accuses() -> None:
 
 # ------------------------------------------------------------------ numbers
 
-SCORES = re.compile(r"(?<=<!-- scores -->\n).*?(?=<!-- /scores -->)", re.S)
 
-
-def scores() -> str:
-    """Return what the README says of the last run of the corpus, the whole one if there is one."""
-    results = ROOT / "benchmarks/results"
-    file = next(
-        (
-            results / name
-            for name in ("corpus.json", "corpus-core.json")
-            if (results / name).exists()
-        ),
-        None,
-    )
-    if file is None:
-        return "*Not measured yet: run `make corpus`.*\n"
-    found = json.loads(file.read_text(encoding="utf-8"))
-    summary = found["summary"]
-    relations, claims = Counter(summary["relations"]), Counter[str]()
-    for mark, count in summary["claims"].items():  # "refuted: right" is an answer and its mark
-        claims[mark.split(": ")[1]] += count
-    rows = [
-        ("pairs judged, listed or not", f"{summary['pairs_judged']:,}"),
-        ("strangers or twins called kin", summary["false_accusations"]),
-        ("listed relations: right", relations["right"]),
-        ("… not decided", relations["abstained"]),
-        ("… wrong", relations["wrong"]),
-        ("the same weights in another form, found", _of(summary["same_weights_found"])),
-        ("fine-tunes found", _of(summary["fine_tunes_found"])),
-        ("siblings found", _of(summary["siblings_found"])),
-        ("claims of a base model: right", claims["right"]),
-        ("… not decided", claims["abstained"]),
-        ("… wrong", claims["wrong"]),
-    ]
-    lines = [
-        f"Measured on {found['models']} real models of other people whose relations are known",
-        f"(`benchmarks/results/{file.name}`, {found['date']}; `make corpus` does it again):",
-        "",
-        "| | |",
-        "| --- | --- |",
-        *(f"| {words} | {number} |" for words, number in rows),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _of(found: list[int]) -> str:
-    return f"{found[0]} of {found[1]}"
-
-
-def test_the_readme_tells_the_last_scores() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    told = SCORES.search(text)
+@pytest.mark.parametrize("name", NUMBERS)
+def test_the_readme_tells_the_last_numbers(name: str) -> None:
+    told = block_of(name).search((ROOT / "README.md").read_text(encoding="utf-8"))
     assert told is not None
-    assert told[0] == scores()
+    assert told[0] == NUMBERS[name]()
 
 
 def main() -> None:
-    """Bring the examples and the scores of all pages up to date."""
-    readme = ROOT / "README.md"
-    text = SCORES.sub(lambda _: scores(), readme.read_text(encoding="utf-8"))
-    readme.write_text(text, encoding="utf-8")
+    """Bring the examples and the numbers of all pages up to date."""
+    renew(ROOT / "README.md")
     with TemporaryDirectory() as name:
         folders = {"demo": Path(name) / "demo"}
         folders["demo"].mkdir()

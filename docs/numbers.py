@@ -1,0 +1,138 @@
+"""Numbers that the README tells, taken from `benchmarks/results` as they are.
+
+    python -m docs.numbers
+
+writes them anew, each block between a comment with its name and the same comment with a slash.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks/results"
+
+
+def scores() -> str:
+    """Return what the README says of the last run of the corpus, the whole one if there is one."""
+    file = next(
+        (
+            RESULTS / name
+            for name in ("corpus.json", "corpus-core.json")
+            if (RESULTS / name).exists()
+        ),
+        None,
+    )
+    if file is None:
+        return "*Not measured yet: run `make corpus`.*\n"
+    found = json.loads(file.read_text(encoding="utf-8"))
+    summary = found["summary"]
+    relations, claims = Counter(summary["relations"]), Counter[str]()
+    for mark, count in summary["claims"].items():  # "refuted: right" is an answer and its mark
+        claims[mark.split(": ")[1]] += count
+    rows = [
+        ("pairs judged, listed or not", f"{summary['pairs_judged']:,}"),
+        ("strangers or twins called kin", summary["false_accusations"]),
+        ("listed relations: right", relations["right"]),
+        ("… not decided", relations["abstained"]),
+        ("… wrong", relations["wrong"]),
+        ("the same weights in another form, found", _of(summary["same_weights_found"])),
+        ("fine-tunes found", _of(summary["fine_tunes_found"])),
+        ("siblings found", _of(summary["siblings_found"])),
+        ("claims of a base model: right", claims["right"]),
+        ("… not decided", claims["abstained"]),
+        ("… wrong", claims["wrong"]),
+    ]
+    words = (
+        f"Measured on {found['models']} real models of other people whose relations are known\n"
+        f"(`benchmarks/results/{file.name}`, {found['date']}; `make corpus` does it again):"
+    )
+    return f"{words}\n\n{as_table(('', ''), rows)}"
+
+
+def _of(found: list[int]) -> str:
+    return f"{found[0]} of {found[1]}"
+
+
+def as_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return a table in Markdown."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    written = [
+        "|" + "|".join(f" {cell} " if cell != "" else " " for cell in line) + "|" for line in lines
+    ]
+    return "\n".join(written) + "\n"
+
+
+def speeds() -> str:
+    """Return what the README says of the last timings."""
+    found = json.loads((RESULTS / "speed.json").read_text(encoding="utf-8"))
+    search = json.loads((RESULTS / "search.json").read_text(encoding="utf-8"))
+    large, small, cold = found["add_large"], found["add_small"], found["cold"]
+    models = search["filling"]["models"]
+    rows = [
+        (
+            "`add` of a model of 2 GB",
+            f"{large['add']['median']:.1f} s; {large['times_openssl']:.1f} × "
+            "`openssl dgst -sha256`",
+        ),
+        ("memory of it, all processes", f"{large['peak_pss_mb']} MB"),
+        ("`add` of small models", f"{small['files_a_second']} a second"),
+        (
+            "`compare` of two models of a million parameters",
+            f"{cold['compare kin']['median']:.2f} s",
+        ),
+        (
+            f"`parents` among {models:,} models, in a running process",
+            f"{search['parents']['seconds']['median']:.3f} s",
+        ),
+        ("… as a command", f"{search['parents_as_a_command']['median']:.2f} s"),
+    ]
+    words = (
+        f"Medians on {found['machine']['cores']} cores of an {found['machine']['processor']} "
+        f"(`benchmarks/results/speed.json` and\n`search.json`, {found['date']}):"
+    )
+    return f"{words}\n\n{as_table(('', ''), rows)}"
+
+
+def peers() -> str:
+    """Return what the README says of the last comparison with other tools."""
+    found = json.loads((RESULTS / "peers.json").read_text(encoding="utf-8"))
+    rows = [
+        (
+            {"ours": "this program", "modeldna": f"`{found['modeldna']}`"}.get(
+                tool, f"plain {tool}"
+            ),
+            way,
+            f"{score['false_accusations']} of {score['of_strangers_read']}",
+            f"{score['kin_found']} of {score['of_kin_read']}",
+            score["abstained"],
+            score["cannot_read"],
+        )
+        for way, tools in found["tables"].items()
+        for tool, score in tools.items()
+    ]
+    columns = ("tool", "files", "strangers accused", "kin found", "not decided", "cannot read")
+    return as_table(columns, rows)
+
+
+NUMBERS: dict[str, Callable[[], str]] = {"scores": scores, "speeds": speeds, "peers": peers}
+
+
+def block_of(name: str) -> re.Pattern[str]:
+    """Return what finds the block of a name in a page."""
+    return re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", re.S)
+
+
+def renew(page: Path) -> None:
+    """Write all blocks of a page anew."""
+    text = page.read_text(encoding="utf-8")
+    for name, numbers in NUMBERS.items():
+        fresh = numbers()
+        text = block_of(name).sub(lambda _, fresh=fresh: fresh, text)  # type: ignore[misc]
+    page.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    renew(ROOT / "README.md")
