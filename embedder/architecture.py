@@ -145,22 +145,8 @@ class Architecture:
 
 
 @dataclass(slots=True)
-class Builder:
-    """Puts an architecture together, step by step in the order of the forward pass.
-
-    A group is made by the first step that writes it. Steps that write it later are added to it, as
-    in a residual stream; they may not change its size.
-
-    Example:
-        >>> b = Builder("mlp").input("pixels", 4)
-        >>> b = b.linear("0.weight", "pixels", "hidden", 8, bias="0.bias", activation="relu")
-        >>> b = b.linear("2.weight", "hidden", "classes", 3, bias="2.bias", named=True)
-        >>> mlp = b.build()
-        >>> mlp.groups["hidden"].gauge
-        <Gauge.SCALE: 'scale'>
-        >>> mlp.axes["2.weight"][1]
-        Axis(group='hidden', before=1, inner=1, power=-1, tied_power=0)
-    """
+class _FeedForward:
+    """The steps without a past, and what a builder keeps."""
 
     family: str
     confidence: float = 1.0
@@ -300,6 +286,90 @@ class Builder:
         self._steps.append(Step(Op.NORM, source, target, tensors, kind=kind, epsilon=epsilon))
         return self
 
+    def build(self) -> Architecture:
+        """Return what was put together."""
+        return Architecture(
+            self.family, dict(self._groups), dict(self._axes), tuple(self._steps), self.confidence
+        )
+
+    def _write(
+        self, name: str, size: int, activation: str, gauge: Gauge | None, *, tied: str = ""
+    ) -> None:
+        """Make a group, or make sure that the one there has this size."""
+        there = self._groups.get(name)
+        if there is None:
+            gauge = gauge or GAUGE_OF_ACTIVATION.get(activation, Gauge.ORDER)
+            self._groups[name] = Group(name, size, gauge, activation, tied)
+        elif there.size != size:
+            raise ArchitectureError(f"{name} has {there.size} units, and {size} are added to it")
+
+    def _vector(self, role: str, name: str, axis: Axis) -> dict[str, str]:
+        """Note a tensor with one value for each place of an axis, if there is one."""
+        if not name:
+            return {}
+        self._describe(name, (axis,))
+        return {role: name}
+
+    def _describe(self, name: str, axes: tuple[Axis | None, ...]) -> None:
+        """Note the axes of a tensor; the units of one that two steps use differently stay fixed."""
+        there = self._axes.setdefault(name, axes)
+        if there == axes:
+            return
+        if list(map(self._places, there)) != list(map(self._places, axes)):
+            raise ArchitectureError(f"{name}: two steps use it over different units")
+        for axis in (*there, *axes):
+            if axis:
+                self._fix(axis.group)
+
+    def _places(self, axis: Axis | None) -> tuple[str, int, int] | None:
+        """Return what decides which places of an axis belong to which unit."""
+        if axis is None:
+            return None
+        root = self._root(axis.group)
+        named = self._groups[root].gauge == Gauge.NAMED
+        return ("" if named else root, axis.before, axis.inner)
+
+    def _root(self, name: str) -> str:
+        while self._groups[name].tied:
+            name = self._groups[name].tied
+        return name
+
+    def _fix(self, name: str) -> None:
+        """Leave the units of a group no scale and no sign of their own."""
+        group = self._groups[name]
+        if group.gauge in (Gauge.SCALE, Gauge.SIGN):
+            self._groups[name] = replace(group, gauge=Gauge.ORDER)
+
+    def _is_free_before(self, name: str, kind: str) -> bool:
+        """Say whether the scale of a group begins at a norm in place, and not before it."""
+        writers = [step for step in self._steps if step.target == name and step.op != Op.NORM]
+        return all(
+            axis.power == 0
+            for step in (writers[-1:] if kind == "batch" else writers)
+            for tensor in step.tensors.values()
+            for axis in self._axes[tensor]
+            if axis and axis.group == name
+        )
+
+
+@dataclass(slots=True)
+class Builder(_FeedForward):
+    """Puts an architecture together, step by step in the order of the forward pass.
+
+    A group is made by the first step that writes it. Steps that write it later are added to it, as
+    in a residual stream; they may not change its size.
+
+    Example:
+        >>> b = Builder("mlp").input("pixels", 4)
+        >>> b = b.linear("0.weight", "pixels", "hidden", 8, bias="0.bias", activation="relu")
+        >>> b = b.linear("2.weight", "hidden", "classes", 3, bias="2.bias", named=True)
+        >>> mlp = b.build()
+        >>> mlp.groups["hidden"].gauge
+        <Gauge.SCALE: 'scale'>
+        >>> mlp.axes["2.weight"][1]
+        Axis(group='hidden', before=1, inner=1, power=-1, tied_power=0)
+    """
+
     def recurrent(
         self,
         weight: str,
@@ -399,95 +469,13 @@ class Builder:
         self._write(inside, key_heads, "linear", Gauge.ORDER)
         read, written = Axis(source, power=-1), Axis(target, power=1)
         wide = Axis(inside, inner=heads // key_heads * channels)
-        narrow = Axis(inside, inner=channels)
-        rows = {
-            "query": wide,
-            "key": narrow,
-            "value": narrow,
-            "joint": Axis(inside, before=3, inner=channels),
-        }
+        narrow = replace(wide, inner=channels)
+        rows = {"query": wide, "key": narrow, "value": narrow, "joint": replace(narrow, before=3)}
         for role, name in tensors.items():
             base = role.removesuffix("_bias")
             out, into = (written, wide) if base == "output" else (rows[base], read)
-            if role != base:
-                self._describe(name, (out,))
-            else:
-                self._describe(name, (into, out) if turned else (out, into))
-        self._steps.append(
-            Step(
-                Op.ATTENTION,
-                source,
-                target,
-                dict(tensors),
-                inside,
-                rotary=rotary,
-                turned=turned,
-                interleaved=interleaved,
-            )
-        )
+            pair = (into, out) if turned else (out, into)
+            self._describe(name, pair if role == base else (out,))
+        flags = {"rotary": rotary, "turned": turned, "interleaved": interleaved}
+        self._steps.append(Step(Op.ATTENTION, source, target, dict(tensors), inside, **flags))
         return self
-
-    def build(self) -> Architecture:
-        """Return what was put together."""
-        return Architecture(
-            self.family, dict(self._groups), dict(self._axes), tuple(self._steps), self.confidence
-        )
-
-    def _write(
-        self, name: str, size: int, activation: str, gauge: Gauge | None, *, tied: str = ""
-    ) -> None:
-        """Make a group, or make sure that the one there has this size."""
-        there = self._groups.get(name)
-        if there is None:
-            gauge = gauge or GAUGE_OF_ACTIVATION.get(activation, Gauge.ORDER)
-            self._groups[name] = Group(name, size, gauge, activation, tied)
-        elif there.size != size:
-            raise ArchitectureError(f"{name} has {there.size} units, and {size} are added to it")
-
-    def _vector(self, role: str, name: str, axis: Axis) -> dict[str, str]:
-        """Note a tensor with one value for each place of an axis, if there is one."""
-        if not name:
-            return {}
-        self._describe(name, (axis,))
-        return {role: name}
-
-    def _describe(self, name: str, axes: tuple[Axis | None, ...]) -> None:
-        """Note the axes of a tensor; the units of one that two steps use differently stay fixed."""
-        there = self._axes.setdefault(name, axes)
-        if there == axes:
-            return
-        if list(map(self._places, there)) != list(map(self._places, axes)):
-            raise ArchitectureError(f"{name}: two steps use it over different units")
-        for axis in (*there, *axes):
-            if axis:
-                self._fix(axis.group)
-
-    def _places(self, axis: Axis | None) -> tuple[str, int, int] | None:
-        """Return what decides which places of an axis belong to which unit."""
-        if axis is None:
-            return None
-        root = self._root(axis.group)
-        named = self._groups[root].gauge == Gauge.NAMED
-        return ("" if named else root, axis.before, axis.inner)
-
-    def _root(self, name: str) -> str:
-        while self._groups[name].tied:
-            name = self._groups[name].tied
-        return name
-
-    def _fix(self, name: str) -> None:
-        """Leave the units of a group no scale and no sign of their own."""
-        group = self._groups[name]
-        if group.gauge in (Gauge.SCALE, Gauge.SIGN):
-            self._groups[name] = replace(group, gauge=Gauge.ORDER)
-
-    def _is_free_before(self, name: str, kind: str) -> bool:
-        """Say whether the scale of a group begins at a norm in place, and not before it."""
-        writers = [step for step in self._steps if step.target == name and step.op != Op.NORM]
-        return all(
-            axis.power == 0
-            for step in (writers[-1:] if kind == "batch" else writers)
-            for tensor in step.tensors.values()
-            for axis in self._axes[tensor]
-            if axis and axis.group == name
-        )
