@@ -476,6 +476,6 @@ class Builder(_FeedForward):
             out, into = (written, wide) if base == "output" else (rows[base], read)
             pair = (into, out) if turned else (out, into)
             self._describe(name, pair if role == base else (out,))
-        flags = {"rotary": rotary, "turned": turned, "interleaved": interleaved}
-        self._steps.append(Step(Op.ATTENTION, source, target, dict(tensors), inside, **flags))
+        step = Step(Op.ATTENTION, source, target, dict(tensors), inside, turned=turned)
+        self._steps.append(replace(step, rotary=rotary, interleaved=interleaved))
         return self
