@@ -1,0 +1,393 @@
+"""Changes of the weights that leave a model's function as it is.
+
+Hidden units may be put in another order, scaled, flipped or rotated, as far as the `Architecture`
+says, if every tensor that holds them goes along. A copy that was changed so has other numbers and
+is the same model. Training makes positives of these, tests prove invariance with them.
+
+Sources: Hecht-Nielsen 1990 (order and sign), Neyshabur et al. 2015, NeurIPS (scale), Ashkboos et
+al. 2024, ICLR, SliceGPT (rotation of a residual stream), Jacob et al. 2018, CVPR (batch norm
+folded).
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedder.architecture import Architecture, Axis, Gauge, Op, Step
+from embedder.errors import ArchitectureError
+
+Values = NDArray[np.floating[Any]]
+Weights = Mapping[str, Values]
+Order = NDArray[np.intp]
+Matrix = NDArray[np.float64]
+
+_SPREAD = 0.5
+"""Standard deviation of log λ: scales from a third to three, as far as trained units differ."""
+
+_STRETCH = 0.25
+"""The same for the channels of a head, whose matrices multiply in float32."""
+
+
+def reordered(
+    weights: Weights, architecture: Architecture, orders: Mapping[str, Order]
+) -> dict[str, Values]:
+    """Return the weights with the units of some groups in another order.
+
+    Args:
+        weights: Name → values. Tensors that the architecture does not name are left as they are.
+        architecture: Says which axes hold which units.
+        orders: Root group → for each new place, the old one.
+
+    Raises:
+        ArchitectureError: The weights are not those described, or an order is none.
+
+    Example:
+        >>> from embedder.architecture import Builder
+        >>> mlp = Builder("mlp").input("in", 1).linear("a", "in", "h", 2)
+        >>> mlp = mlp.linear("b", "h", "out", 1, named=True).build()
+        >>> weights = {"a": np.array([[1.0], [2.0]]), "b": np.array([[3.0, 4.0]])}
+        >>> reordered(weights, mlp, {"h": np.array([1, 0])})["b"]
+        array([[4., 3.]])
+    """
+    _check(weights, architecture)
+    for name, order in orders.items():
+        size = architecture.groups[name].size
+        if not np.array_equal(np.sort(order), np.arange(size)):
+            raise ArchitectureError(f"{name}: not an order of its {size} units")
+    result = dict(weights)
+    for name, place, axis in _axes(architecture):
+        found = orders.get(architecture.root(axis.group))
+        if found is not None:
+            size = architecture.groups[axis.group].size
+            places = np.arange(axis.before * size * axis.inner).reshape(axis.before, size, -1)
+            result[name] = np.take(result[name], places[:, found].ravel(), axis=place)
+    return result
+
+
+def multiplied(
+    weights: Weights, architecture: Architecture, factors: Mapping[str, Values]
+) -> dict[str, Values]:
+    """Return the weights with the units of some groups multiplied.
+
+    The function is kept if each group's gauge allows its factors, which is not checked here.
+
+    Args:
+        weights: Name → values.
+        architecture: Says which axes hold which units, and with which power.
+        factors: Group → λ of each unit, none zero.
+
+    Raises:
+        ArchitectureError: The weights are not those described.
+    """
+    _check(weights, architecture)
+    result = dict(weights)
+    for name, place, axis in _axes(architecture):
+        tied = architecture.groups[axis.group].tied
+        for group, power in ((axis.group, axis.power), (tied, axis.tied_power)):
+            if power and group in factors:
+                places = np.repeat(factors[group].astype(np.float64) ** power, axis.inner)
+                scale = np.tile(places, axis.before)
+                result[name] = _along(result[name], place, scale)
+    return result
+
+
+def permuted(
+    weights: Weights, architecture: Architecture, rng: np.random.Generator
+) -> dict[str, Values]:
+    """Return the weights with the units of every group that has no meaning in a random order.
+
+    Example:
+        >>> from embedder.architecture import Builder
+        >>> mlp = Builder("mlp").input("in", 1).linear("a", "in", "h", 9)
+        >>> mlp = mlp.linear("b", "h", "out", 1, named=True).build()
+        >>> weights = {"a": np.ones((9, 1)), "b": np.arange(9.0)[None]}
+        >>> found = permuted(weights, mlp, np.random.default_rng(0))
+        >>> found["b"].sum(), bool((found["b"] == weights["b"]).all())
+        (np.float64(36.0), False)
+    """
+    return reordered(weights, architecture, random_orders(architecture, rng))
+
+
+def random_orders(architecture: Architecture, rng: np.random.Generator) -> dict[str, Order]:
+    """Return a random order for each root group, unless it or a group tied to it has a meaning."""
+    named = {
+        architecture.root(name)
+        for name, group in architecture.groups.items()
+        if group.gauge == Gauge.NAMED
+    }
+    return {
+        name: rng.permutation(group.size)
+        for name, group in architecture.groups.items()
+        if not group.tied and name not in named
+    }
+
+
+def rescaled(
+    weights: Weights, architecture: Architecture, rng: np.random.Generator
+) -> dict[str, Values]:
+    """Return the weights with a random positive scale, log-normal, for each unit that allows one.
+
+    Units of a gated map count too: `up` is scaled and `output` takes it back.
+    """
+    factors = {
+        name: np.exp(rng.normal(scale=_SPREAD, size=architecture.groups[name].size))
+        for name in _groups_with(architecture, Gauge.SCALE)
+    }
+    return multiplied(weights, architecture, factors)
+
+
+def flipped(
+    weights: Weights, architecture: Architecture, rng: np.random.Generator
+) -> dict[str, Values]:
+    """Return the weights with a random sign for each unit of an odd activation or a gated map."""
+    factors = {
+        name: rng.choice([-1.0, 1.0], size=architecture.groups[name].size)
+        for name in _groups_with(architecture, Gauge.SIGN)
+    }
+    return multiplied(weights, architecture, factors)
+
+
+def _groups_with(architecture: Architecture, gauge: Gauge) -> list[str]:
+    gated = {step.inside for step in architecture.steps if step.op == Op.GATED}
+    return [name for name, g in architecture.groups.items() if g.gauge == gauge or name in gated]
+
+
+# ------------------------------------------------------------------ norms
+
+
+def folded(weights: Weights, architecture: Architecture) -> dict[str, Values]:
+    """Return the weights with what norms multiply by moved into the weights beside them.
+
+    A gain before a block goes into what reads it and becomes ±1. A batch norm goes into the matrix
+    or convolution before it: its gain becomes 1, its mean 0, its variance 1 − ε, and its offset
+    holds the bias. A gain stays where it is shared, as by a head that is the table of tokens, and
+    a batch norm where no one tensor comes before it, or no offset or bias could hold its mean.
+
+    Raises:
+        ArchitectureError: The weights are not those described, or hold NaN.
+    """
+    _check(weights, architecture, finite=True)
+    factors: dict[str, Values] = {}
+    gains: dict[str, Values] = {}
+    for step in architecture.steps:
+        target = architecture.groups[step.target]
+        alone = step.op == Op.NORM and step.target != step.source and "gain" in step.tensors
+        if alone and target.gauge == Gauge.SCALE:
+            gain = weights[step.tensors["gain"]].astype(np.float64)
+            left = np.where(gain == 0, 0, 1 if target.activation == "linear" else np.sign(gain))
+            factors[step.target] = np.where(gain == 0, 1, left / np.where(gain == 0, 1, gain))
+            gains[step.tensors["gain"]] = left.astype(weights[step.tensors["gain"]].dtype)
+    result = multiplied(weights, architecture, factors) | gains
+    uses = [name for step in architecture.steps for name in step.tensors.values()]
+    for place, step in enumerate(architecture.steps):
+        if step.op == Op.NORM and step.kind == "batch" and step.target == step.source:
+            before = [s for s in architecture.steps[:place] if s.target == step.source]
+            if before and _can_fold(before[-1], step, architecture, uses):
+                _fold(result, before[-1], step)
+    return result
+
+
+def _can_fold(before: Step, norm: Step, architecture: Architecture, uses: list[str]) -> bool:
+    """Say whether a batch norm can go into the step before it."""
+    if before.op not in (Op.LINEAR, Op.UNITWISE) or not {"mean", "variance"} <= set(norm.tensors):
+        return False
+    axis = architecture.axes[before.tensors["weight"]][1 if before.turned else 0]
+    alone = all(uses.count(name) == 1 for name in before.tensors.values())
+    holds_mean = "offset" in norm.tensors or "bias" in before.tensors
+    # A power says that the scale of the target begins here, and not at a norm.
+    begins = axis is not None and axis.group == before.target and axis.power != 0
+    return alone and holds_mean and not begins
+
+
+def _fold(result: dict[str, Values], before: Step, norm: Step) -> None:
+    """Move one batch norm into the step before it."""
+
+    def set_values(name: str, values: Values) -> None:
+        result[name] = values.astype(result[name].dtype)
+
+    wide = {role: result[name].astype(np.float64) for role, name in norm.tensors.items()}
+    scale = wide.get("gain", np.ones_like(wide["mean"])) / np.sqrt(wide["variance"] + norm.epsilon)
+    bias = before.tensors.get("bias")
+    shift = scale * ((result[bias] if bias else 0) - wide["mean"]) + wide.get("offset", 0)
+    weight = before.tensors["weight"]
+    result[weight] = _along(result[weight], 1 if before.turned else 0, scale)
+    if "offset" in norm.tensors:
+        set_values(norm.tensors["offset"], shift)
+        shift = np.zeros_like(shift)
+    if bias:
+        set_values(bias, shift)
+    if "gain" in norm.tensors:
+        set_values(norm.tensors["gain"], np.ones_like(scale))
+    set_values(norm.tensors["mean"], np.zeros_like(scale))
+    set_values(norm.tensors["variance"], np.full_like(scale, 1 - norm.epsilon))
+
+
+# ------------------------------------------------------------------ rotations
+
+
+def rotated(
+    weights: Weights, architecture: Architecture, rng: np.random.Generator
+) -> dict[str, Values]:
+    """Return the weights with residual streams and the channels of heads rotated at random.
+
+    Norms are folded first. A residual stream turns where all that reads it in place are
+    root-mean-square norms whose gains could be folded; others stay. Query and key of a head take
+    a random matrix and its inverse, under rotary positions a rotation and a scale for each pair of
+    channels; value and output take another one.
+
+    Raises:
+        ArchitectureError: The weights are not those described, or hold NaN.
+    """
+    result = folded(weights, architecture)
+    for root in architecture.groups:
+        if _turns(result, architecture, root):
+            _turn(result, architecture, root, rng)
+    for step in architecture.steps:
+        if step.op == Op.ATTENTION:
+            _mix_heads(result, architecture, step, rng)
+    return result
+
+
+def _turns(weights: Weights, architecture: Architecture, root: str) -> bool:
+    """Say whether any rotation of a group's units, and of those tied to it, is a symmetry."""
+    tied = {name for name in architecture.groups if architecture.root(name) == root}
+    if not tied or root not in tied:
+        return False
+    groups = [architecture.groups[name] for name in tied]
+    touching = [step for step in architecture.steps if {step.source, step.target} & tied]
+    norms = [step for step in touching if step.op == Op.NORM]
+    plain = all(group.activation == "linear" and group.gauge != Gauge.NAMED for group in groups)
+    whole = all(
+        axis.before == axis.inner == 1 for _, _, axis in _axes(architecture) if axis.group in tied
+    )
+    known = {Op.LINEAR, Op.EMBEDDING, Op.GATED, Op.ATTENTION, Op.NORM}
+    return (
+        plain
+        and whole
+        and bool(norms)
+        and all(step.op in known for step in touching)
+        and all(_has_no_gain(weights, step) for step in norms)
+    )
+
+
+def _has_no_gain(weights: Weights, norm: Step) -> bool:
+    """Say whether a norm is a root-mean-square norm that treats all units alike."""
+    if norm.kind != "rms" or set(norm.tensors) - {"gain"}:
+        return False
+    gain = norm.tensors.get("gain")
+    return gain is None or bool(np.all(weights[gain] == weights[gain].flat[0]))
+
+
+def _turn(
+    result: dict[str, Values], architecture: Architecture, root: str, rng: np.random.Generator
+) -> None:
+    rotation = _orthogonal(rng, architecture.groups[root].size)
+    gains = {step.tensors.get("gain") for step in architecture.steps if step.op == Op.NORM}
+    for name, place, axis in _axes(architecture):
+        if architecture.root(axis.group) == root and name not in gains:
+            turned = np.tensordot(rotation, result[name], axes=(1, place))
+            result[name] = np.moveaxis(turned, 0, place).astype(result[name].dtype)
+
+
+def _mix_heads(
+    result: dict[str, Values], architecture: Architecture, step: Step, rng: np.random.Generator
+) -> None:
+    """Change the basis of each head's queries and keys, and of its values and outputs."""
+    size = architecture.groups[step.inside].size
+    narrow = _inside(architecture, step, "key" if "key" in step.tensors else "joint")[1]
+    channels = narrow.inner
+    keys = np.stack(
+        [
+            _pairwise(rng, channels, interleaved=step.interleaved)
+            if step.rotary
+            else _general(rng, channels)
+            for _ in range(size)
+        ]
+    )
+    values = np.stack([_general(rng, channels) for _ in range(size)])
+    queries, outputs = _inverse_turned(keys), _inverse_turned(values)
+    maps = {"query": queries[None], "key": keys[None], "value": values[None]}
+    maps |= {"output": outputs[None], "joint": np.stack([queries, keys, values])}
+    for role, name in step.tensors.items():
+        if role != "output_bias":
+            place, axis = _inside(architecture, step, role)
+            mixed = _mixed(result[name], place, axis, maps[role.removesuffix("_bias")])
+            result[name] = mixed.astype(result[name].dtype)
+
+
+def _inside(architecture: Architecture, step: Step, role: str) -> tuple[int, Axis]:
+    """Return where a tensor of an attention holds its heads."""
+    for place, axis in enumerate(architecture.axes[step.tensors[role]]):
+        if axis is not None and axis.group == step.inside:
+            return place, axis
+    raise ArchitectureError(f"{step.tensors[role]}: no axis of it holds heads of {step.inside}")
+
+
+def _mixed(values: Values, place: int, axis: Axis, matrices: Matrix) -> Values:
+    """Return values with a matrix applied to each head's channels along an axis.
+
+    `matrices` is (before, heads, channels, channels); query heads that share a key share one.
+    """
+    before, size, channels, _ = matrices.shape
+    front = np.moveaxis(values, place, 0)
+    heads = front.reshape(before, size, axis.inner // channels, channels, -1)
+    mixed = np.einsum("bhcd,bhrde->bhrce", matrices, heads, optimize=True)
+    return np.moveaxis(mixed.reshape(front.shape), 0, place)
+
+
+def _inverse_turned(matrices: Matrix) -> Matrix:
+    return np.asarray(np.linalg.inv(matrices).transpose(0, 2, 1), dtype=np.float64)
+
+
+def _orthogonal(rng: np.random.Generator, size: int) -> Matrix:
+    """Return a rotation or reflection, uniform (Mezzadri 2007, Notices of the AMS 54)."""
+    q, r = np.linalg.qr(rng.normal(size=(size, size)))
+    return np.asarray(q * np.sign(np.diag(r)), dtype=np.float64)
+
+
+def _general(rng: np.random.Generator, size: int) -> Matrix:
+    """Return an invertible matrix, well enough conditioned for float32."""
+    stretch = np.exp(rng.normal(scale=_STRETCH, size=size))
+    return (_orthogonal(rng, size) * stretch) @ _orthogonal(rng, size)
+
+
+def _pairwise(rng: np.random.Generator, size: int, *, interleaved: bool) -> Matrix:
+    """Return what commutes with rotary positions: a rotation and a scale for each pair."""
+    half = size // 2
+    pairs = np.arange(2 * half)
+    first, second = (pairs[0::2], pairs[1::2]) if interleaved else (pairs[:half], pairs[half:])
+    angle = rng.uniform(0, 2 * math.pi, half)
+    stretch = np.exp(rng.normal(scale=_STRETCH, size=half))
+    matrix = np.eye(size)
+    matrix[first, first] = matrix[second, second] = stretch * np.cos(angle)
+    matrix[first, second], matrix[second, first] = -stretch * np.sin(angle), stretch * np.sin(angle)
+    return matrix
+
+
+# ------------------------------------------------------------------ axes
+
+
+def _axes(architecture: Architecture) -> Iterator[tuple[str, int, Axis]]:
+    """Yield each axis that belongs to a group: name of the tensor, place, axis."""
+    for name, axes in architecture.axes.items():
+        for place, axis in enumerate(axes):
+            if axis is not None:
+                yield name, place, axis
+
+
+def _along(values: Values, place: int, scale: Values) -> Values:
+    """Return values times a factor for each place of an axis."""
+    shape = [1] * values.ndim
+    shape[place] = -1
+    return np.asarray(values * scale.reshape(shape), dtype=values.dtype)
+
+
+def _check(weights: Weights, architecture: Architecture, *, finite: bool = False) -> None:
+    architecture.check({name: values.shape for name, values in weights.items()})
+    if finite:
+        for name in architecture.axes:
+            if not np.isfinite(weights[name]).all():
+                raise ArchitectureError(f"{name}: holds NaN or infinity, which would spread")
