@@ -1,0 +1,404 @@
+"""Codes for hidden units that do not depend on their order, scale or basis.
+
+Inputs and tokens have a meaning, so each carries a seeded code: its *anchor*. Passing the anchors
+forward through the weights, as if the model were linear, gives every hidden unit a code of its
+own: what it reads of which inputs. Passing the anchors of the outputs backward gives it a second
+one: what it does to which outputs. Reordered units take their codes along; a unit that is scaled
+up has one code scaled up and the other down, and nothing else changes. So the directions of the
+codes are the same in every copy of a model, and stay nearly so when it is trained on.
+
+Only products of weights with codes enter, so a residual stream may be rotated and the channels of
+a head mixed. A bias reads one more anchor, the constant input. Convolutions flip the code's signs
+by place in the kernel, and gates by gate, so that the places stay apart in the sum.
+
+Source:
+    Path products as invariants of a model: Zeng et al. 2024 (HuRef, NeurIPS). Random anchors at
+    both ends, and all that lies between, are our own.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedder.architecture import GATES, Architecture, Op, Step
+from embedder.errors import ArchitectureError
+from embedder.sketch import signs
+from embedder.units import Axis, Gauge
+
+Array = NDArray[np.float64]
+
+WIDTH = 64
+"""Numbers of a code. Strangers' codes have a cosine of about 1/√64 = .125."""
+
+_STREAMS = {
+    use: place << 40
+    for place, use in enumerate(("inputs", "outputs", "bias", "space", "gate", "head"))
+}
+"""Where each use of the seeded sequence begins; no axis is as long as what lies between."""
+
+Pull = Callable[[Array], Array]
+"""From the backward codes of a step's target to those of its source."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Units:
+    """The codes of one group of hidden units, or of the heads of one attention.
+
+    Args:
+        group: Name of the group.
+        depth: Number of steps before.
+        gauge: What the units allow; where it is `SIGN`, codes stand for themselves and their
+            negatives.
+        forward: (units, 64) float64, each of unit length; zeros for a unit that reads nothing.
+        backward: The same of the backward codes; zeros for heads and for outputs.
+        read: (units,) lengths of the forward codes: these follow the scale of a unit.
+        reach: (units,) lengths of the backward codes: these go against it.
+        heads: Whether they are the heads of an attention.
+        gates: Whether they are the gates of a gated map, whose units come just before.
+    """
+
+    group: str
+    depth: int
+    gauge: Gauge
+    forward: Array
+    backward: Array
+    read: Array
+    reach: Array
+    heads: bool = False
+    gates: bool = False
+
+
+def anchored(
+    weights: Mapping[str, NDArray[np.floating]], architecture: Architecture
+) -> list[Units]:
+    """Return the codes of all hidden units, in the order of the forward pass.
+
+    Args:
+        weights: Name → values, of the shapes that the architecture describes.
+        architecture: What the axes mean.
+
+    Raises:
+        ArchitectureError: A tensor is missing, has another shape, no values, or values that are
+            not finite.
+
+    Example:
+        >>> from embedder.architecture import Builder
+        >>> b = Builder("mlp").input("in", 3).linear("a", "in", "h", 5, activation="relu")
+        >>> mlp = b.linear("b", "h", "out", 2, named=True).build()
+        >>> rng = np.random.default_rng(0)
+        >>> w = {"a": rng.normal(size=(5, 3)), "b": rng.normal(size=(2, 5))}
+        >>> before = anchored(w, mlp)[0].forward
+        >>> w["a"], w["b"] = 2 * w["a"][::-1], w["b"][:, ::-1] / 2
+        >>> bool(np.allclose(anchored(w, mlp)[0].forward, before[::-1]))
+        True
+    """
+    architecture.check({name: values.shape for name, values in weights.items()})
+    for name in architecture.axes:
+        if weights[name].size == 0:
+            raise ArchitectureError(f"{name}: has no values")
+        if not np.isfinite(weights[name]).all():
+            raise ArchitectureError(f"{name}: holds values that are NaN or infinite")
+    return _Pass(weights, architecture).run()
+
+
+class _Pass:
+    """One pass of anchors forward, then one backward."""
+
+    def __init__(
+        self, weights: Mapping[str, NDArray[np.floating]], architecture: Architecture
+    ) -> None:
+        self._weights, self._architecture = weights, architecture
+        self._codes: dict[str, Array] = {}
+        self._heads: dict[str, Array] = {}
+        self._gates: dict[str, Array] = {}
+        self._depth: dict[str, int] = {}
+        self._pulls: list[Pull] = []
+        self._bias = _seeded("bias", 1)
+        self._streams = {
+            step.target for step in architecture.steps if step.op in (Op.EMBEDDING, Op.ATTENTION)
+        }
+        self._steps: dict[Op, Callable[[Step], tuple[Array, Pull]]] = {
+            Op.LINEAR: self._linear,
+            Op.UNITWISE: self._unitwise,
+            Op.EMBEDDING: self._linear,
+            Op.NORM: self._norm,
+            Op.RECURRENT: self._recurrent,
+            Op.GATED: self._gated,
+            Op.ATTENTION: self._attention,
+        }
+
+    def run(self) -> list[Units]:
+        for depth, step in enumerate(self._architecture.steps):
+            fresh, pull = self._steps[step.op](step)
+            if step.op is not Op.NORM and step.target in self._codes:
+                fresh = fresh + self._codes[step.target]
+            self._codes[step.target] = fresh
+            self._pulls.append(pull)
+            for name in (step.inside, step.target):
+                if name:
+                    self._depth.setdefault(name, depth)
+        backward = self._backward()
+        found = []
+        for name in self._depth:
+            if not self._is_stream(name):
+                found.append(self._units(name, backward))
+            if name in self._gates:
+                forward, read = _directions(self._gates[name])
+                depth, none = self._depth[name], np.zeros_like
+                gates = Units(
+                    name, depth, Gauge.ORDER, forward, none(forward), read, none(read), gates=True
+                )
+                found.append(gates)
+        return found
+
+    def _backward(self) -> dict[str, Array]:
+        """Return the backward codes of each group as it was last written."""
+        groups = self._architecture.groups
+        flowing = {
+            name: _seeded("outputs", groups[name].size)
+            for name in self._depth
+            if groups[name].gauge is Gauge.NAMED
+        }
+        found: dict[str, Array] = {}
+        for step, pull in zip(
+            reversed(self._architecture.steps), reversed(self._pulls), strict=True
+        ):
+            codes = flowing.get(step.target)
+            if codes is None:
+                continue
+            found.setdefault(step.target, codes)
+            if step.op is Op.NORM and step.target == step.source:
+                flowing[step.source] = pull(codes)
+                continue
+            if step.op is Op.GATED:
+                found[step.inside] = self._read_back(step.tensors["output"], step.inside, codes)
+            flowing[step.source] = pull(codes) + flowing.get(step.source, 0.0)
+        return found
+
+    def _is_stream(self, name: str) -> bool:
+        """Say whether a group is a residual stream, whose units mean nothing by themselves."""
+        tied = self._architecture.groups[name].tied
+        return name in self._streams or (bool(tied) and self._is_stream(tied))
+
+    def _units(self, name: str, backward: Mapping[str, Array]) -> Units:
+        group = self._architecture.groups[name]
+        gauge = Gauge.SIGN if name in self._gates else group.gauge
+        heads = name in self._heads
+        codes = self._heads[name] if heads else self._codes[name]
+        back = backward.get(name, np.zeros(codes.shape))
+        if group.gauge is Gauge.NAMED:
+            back = np.zeros(codes.shape)
+        (forward, read), (reached, reach) = _directions(codes), _directions(back)
+        return Units(name, self._depth[name], gauge, forward, reached, read, reach, heads)
+
+    def _code(self, name: str) -> Array:
+        """Return the codes of a group; those of named inputs are their anchors."""
+        if name not in self._codes:
+            size = self._architecture.groups[name].size
+            self._codes[name] = _seeded("inputs", size)
+        return self._codes[name]
+
+    def _matrix(self, name: str, *, turned: bool = False) -> tuple[Array, Axis | None]:
+        """Return weights as out × in × the rest in one axis, and what their in-axis runs over."""
+        values = np.asarray(self._weights[name], np.float64)
+        axes = self._architecture.axes[name]
+        while len(axes) > 2 and axes[0] is None:  # as ViT's 1 × positions × units
+            values, axes = values[0], axes[1:]
+        into = axes[0 if turned else 1]
+        if turned:
+            values = np.swapaxes(values, 0, 1)
+        return values.reshape(*values.shape[:2], -1), into
+
+    def _read(self, name: str, source: str, *, turned: bool = False) -> Array:
+        """Return weights · codes, (places of out, 64)."""
+        values, into = self._matrix(name, turned=turned)
+        codes = _spread(self._code(source), into)
+        return _through(values, codes)
+
+    def _read_back(self, name: str, source: str, codes: Array, *, turned: bool = False) -> Array:
+        """Return weightsᵀ · codes, (units of the source, 64)."""
+        values, into = self._matrix(name, turned=turned)
+        return _gathered(_through(np.swapaxes(values, 0, 1), codes), into)
+
+    def _vector(self, name: str | None) -> Array | float:
+        """Return a bias times the code of the constant input; 0 where there is none."""
+        if name is None:
+            return 0.0
+        values = np.asarray(self._weights[name], np.float64).reshape(-1, 1)
+        return np.asarray(values * self._bias)
+
+    def _linear(self, step: Step) -> tuple[Array, Pull]:
+        name, turned = step.tensors["weight"], step.turned
+        codes = self._read(name, step.source, turned=turned)
+        codes = codes + self._vector(step.tensors.get("bias"))
+        return codes, lambda back: self._read_back(name, step.source, back, turned=turned)
+
+    def _unitwise(self, step: Step) -> tuple[Array, Pull]:
+        values, _ = self._matrix(step.tensors["weight"])
+        kernel = values.reshape(len(values), -1)
+        coins = kernel @ _seeded("space", kernel.shape[1])
+        codes = coins * self._code(step.source) + self._vector(step.tensors.get("bias"))
+        return codes, lambda back: coins * back
+
+    def _norm(self, step: Step) -> tuple[Array, Pull]:
+        codes, tensors = self._code(step.source), step.tensors
+        factor = np.ones((len(codes), 1))
+        centred = step.kind == "layer"
+        if step.kind == "batch":
+            codes = codes - self._vector(tensors.get("mean"))
+            if "variance" in tensors:
+                variance = np.asarray(self._weights[tensors["variance"]], np.float64)
+                factor = factor / np.sqrt(np.abs(variance) + step.epsilon)[:, None]
+        else:
+            codes = codes - codes.mean(axis=0) if centred else codes
+            factor = factor / max(float(np.sqrt(np.mean(np.sum(codes**2, axis=1)))), 1e-300)
+        if "gain" in tensors:
+            factor = factor * np.asarray(self._weights[tensors["gain"]], np.float64).reshape(-1, 1)
+
+        def pull(back: Array) -> Array:
+            back = factor * back
+            return back - back.mean(axis=0) if centred else back
+
+        return codes * factor + self._vector(tensors.get("offset")), pull
+
+    def _recurrent(self, step: Step) -> tuple[Array, Pull]:
+        """Return the codes after one step from rest and one with that as the past."""
+        tensors, gates = step.tensors, GATES[step.kind]
+        read = self._read(tensors["weight"], step.source) + self._vector(tensors.get("bias"))
+        coins = _seeded("gate", 2 * gates)
+        codes = _joined(read, coins[:gates])
+        matrix = self._matrix(tensors["recurrent"])[0][:, :, 0]
+        past = matrix @ codes + self._vector(tensors.get("recurrent_bias"))
+
+        def pull(back: Array) -> Array:
+            back = back + matrix.T @ _parted(back, coins[gates:])
+            return self._read_back(tensors["weight"], step.source, _parted(back, coins[:gates]))
+
+        return codes + _joined(past, coins[gates:]), pull
+
+    def _gated(self, step: Step) -> tuple[Array, Pull]:
+        """Keep the codes of the units inside and of their gates, and return what they add.
+
+        The units are those of the plain map, whose scale and sign the output takes back; a gate
+        has neither, and its code enters nothing that follows.
+        """
+        tensors = step.tensors
+        self._gates[step.inside] = self._read(tensors["gate"], step.source)
+        self._codes[step.inside] = self._read(tensors["up"], step.source)
+
+        def pull(back: Array) -> Array:
+            inside = self._read_back(tensors["output"], step.inside, back)
+            return self._read_back(tensors["up"], step.source, inside)
+
+        return self._read(tensors["output"], step.inside), pull
+
+    def _attention(self, step: Step) -> tuple[Array, Pull]:
+        """Keep a code for each head, and return what even attention adds to the target.
+
+        Queries and keys enter as (A·Q)ᵀ(A·K), values and outputs as their product, so that the
+        channels of a head may be mixed.
+        """
+        query, key, value, output = self._head_matrices(step)
+        shared = [head * len(key) // len(query) for head in range(len(query))]
+        stream = self._code(step.target)
+        coins = _seeded("head", 6)
+        codes = np.zeros((len(query), WIDTH))
+        for head, source in enumerate(shared):
+            scores = query[head].T @ key[source]
+            moved = (stream.T @ output[head]) @ value[source]
+            parts = (scores @ coins[0], scores.T @ coins[1], moved @ coins[2])
+            codes[head] = sum(_unit(p) * c for p, c in zip(parts, coins[3:], strict=True))
+        self._heads[step.inside] = codes
+        added = sum(output[head] @ value[source] for head, source in enumerate(shared))
+
+        def pull(back: Array) -> Array:
+            heard = np.zeros_like(value)
+            for head, source in enumerate(shared):
+                heard[source] += output[head].T @ back / len(query)
+            return self._values_back(step, heard.reshape(-1, WIDTH))
+
+        return np.asarray(added) / len(query), pull
+
+    def _values_back(self, step: Step, heard: Array) -> Array:
+        """Return what reaches the source of an attention through its values."""
+        tensors = step.tensors
+        if "joint" in tensors:
+            heard = np.concatenate([np.zeros((2 * len(heard), WIDTH)), heard])
+        name = tensors.get("joint") or tensors["value"]
+        return self._read_back(name, step.source, heard, turned=step.turned)
+
+    def _head_matrices(self, step: Step) -> tuple[Array, Array, Array, Array]:
+        """Return queries, keys and values as heads × channels × 64, outputs as heads × out × in."""
+        tensors, turned = step.tensors, step.turned
+        key_heads = self._architecture.groups[step.inside].size
+        roles = ("joint",) if "joint" in tensors else ("query", "key", "value")
+        read = [
+            self._read(tensors[role], step.source, turned=turned)
+            + self._vector(tensors.get(f"{role}_bias"))
+            for role in roles
+        ]
+        query, key, value = np.split(read[0], 3) if len(read) == 1 else read
+        channels = len(key) // key_heads
+        out, _ = self._matrix(tensors["output"], turned=turned)
+        output = out[:, :, 0].reshape(len(out), -1, channels).transpose(1, 0, 2)
+        query, key, value = (part.reshape(-1, channels, WIDTH) for part in (query, key, value))
+        return query, key, value, output
+
+
+def _seeded(stream: str, count: int) -> Array:
+    """Return the first codes of a stream, (count, 64) of ±1."""
+    first = _STREAMS[stream]
+    return signs(first, first + count, WIDTH).astype(np.float64)
+
+
+def _through(values: Array, codes: Array) -> Array:
+    """Return out × in × places weights times codes, whose signs each place flips in its own way."""
+    places = values.shape[2]
+    if places == 1:
+        return np.asarray(values[:, :, 0] @ codes)
+    coins = _seeded("space", places)
+    return np.asarray(sum((values[:, :, place] @ codes) * coins[place] for place in range(places)))
+
+
+def _spread(codes: Array, axis: Axis | None) -> Array:
+    """Return a code for each place of an axis that may hold every unit several times."""
+    if axis is None or axis.before * axis.inner == 1:
+        return codes
+    coins = _seeded("space", axis.before * axis.inner).reshape(axis.before, 1, axis.inner, WIDTH)
+    return np.asarray((coins * codes[None, :, None, :]).reshape(-1, WIDTH))
+
+
+def _gathered(codes: Array, axis: Axis | None) -> Array:
+    """Return one code for each unit from one for each place: the transposed `_spread`."""
+    if axis is None or axis.before * axis.inner == 1:
+        return codes
+    coins = _seeded("space", axis.before * axis.inner).reshape(axis.before, 1, axis.inner, WIDTH)
+    return np.asarray((coins * codes.reshape(axis.before, -1, axis.inner, WIDTH)).sum(axis=(0, 2)))
+
+
+def _joined(stacked: Array, coins: Array) -> Array:
+    """Return one code for each unit from one for each of its gates."""
+    gates = stacked.reshape(len(coins), -1, WIDTH)
+    return np.asarray(np.einsum("guk,gk->uk", gates, coins))
+
+
+def _parted(codes: Array, coins: Array) -> Array:
+    """Return a code for each gate of each unit: the transposed `_joined`."""
+    return np.asarray((coins[:, None, :] * codes).reshape(-1, WIDTH))
+
+
+def _directions(codes: Array) -> tuple[Array, Array]:
+    """Return codes of unit length, and their lengths."""
+    lengths = np.linalg.norm(codes, axis=1)
+    # What is left of a sum that cancels is noise of rounding, and no direction.
+    alive = lengths > 1e-12 * max(float(lengths.max(initial=0)), 1e-300)
+    lengths = np.where(alive, lengths, 0)
+    return np.where(alive[:, None], codes, 0) / np.where(alive, lengths, 1)[:, None], lengths
+
+
+def _unit(code: Array) -> Array:
+    """Return one code of unit length; zeros stay zeros."""
+    length = float(np.linalg.norm(code))
+    return code / length if length else code
