@@ -39,10 +39,8 @@ def recurrent(kind: str) -> Architecture:
 
 def residual_cnn() -> Architecture:
     builder = Builder("cnn").input("colours", 3)
-    norm = {"gain": "gain", "offset": "offset", "mean": "mean", "variance": "running_var"}
-    names = {role: f"stem.{name}" for role, name in norm.items()}
     builder.linear("stem", "colours", "stream", 16, space=2, activation="relu", normed=True)
-    builder.norm("stream", "batch", **names)
+    builder.norm("stream", "batch", gain="gain", offset="offset", mean="mean", variance="var")
     builder.linear("one", "stream", "inner", 12, space=2, activation="relu", bias="one.bias")
     builder.linear("two", "inner", "stream", 16, space=2, bias="two.bias")
     return builder.linear("c", "stream", "out", 5, inner=4, named=True).build()
