@@ -57,6 +57,7 @@ class Units:
         reach: (units,) lengths of the backward codes: these go against it.
         heads: Whether they are the heads of an attention.
         gates: Whether they are the gates of a gated map, whose units come just before.
+        scaled: Whether each may have any scale, so that its lengths say nothing by themselves.
     """
 
     group: str
@@ -68,6 +69,7 @@ class Units:
     reach: Array
     heads: bool = False
     gates: bool = False
+    scaled: bool = False
 
 
 def anchored(
@@ -184,14 +186,25 @@ class _Pass:
 
     def _units(self, name: str, backward: Mapping[str, Array]) -> Units:
         group = self._architecture.groups[name]
-        gauge = Gauge.SIGN if name in self._gates else group.gauge
-        heads = name in self._heads
-        codes = self._heads[name] if heads else self._codes[name]
-        back = backward.get(name, np.zeros(codes.shape))
-        if group.gauge is Gauge.NAMED:
+        codes = self._heads.get(name, self._codes.get(name))
+        if codes is None:
+            raise ArchitectureError(f"{name}: no step writes it")
+        back = backward.get(name)
+        if back is None or group.gauge is Gauge.NAMED:
             back = np.zeros(codes.shape)
         (forward, read), (reached, reach) = _directions(codes), _directions(back)
-        return Units(name, self._depth[name], gauge, forward, reached, read, reach, heads)
+        gated = name in self._gates
+        return Units(
+            name,
+            self._depth[name],
+            Gauge.SIGN if gated else group.gauge,
+            forward,
+            reached,
+            read,
+            reach,
+            heads=name in self._heads,
+            scaled=gated or group.gauge is Gauge.SCALE,
+        )
 
     def _code(self, name: str) -> Array:
         """Return the codes of a group; those of named inputs are their anchors."""
