@@ -186,7 +186,7 @@ def folded(weights: Weights, architecture: Architecture) -> dict[str, Values]:
         if step.op == Op.NORM and step.kind == "batch" and step.target == step.source:
             before = [s for s in architecture.steps[:place] if s.target == step.source]
             if before and _can_fold(before[-1], step, architecture, uses):
-                _fold(result, before[-1], step)
+                _fold(result, architecture, before[-1], step)
     return result
 
 
@@ -194,15 +194,24 @@ def _can_fold(before: Step, norm: Step, architecture: Architecture, uses: list[s
     """Say whether a batch norm can go into the step before it."""
     if before.op not in (Op.LINEAR, Op.UNITWISE) or not {"mean", "variance"} <= set(norm.tensors):
         return False
-    axis = architecture.axes[before.tensors["weight"]][1 if before.turned else 0]
+    axis = _rows(architecture, before)[1]
     alone = all(uses.count(name) == 1 for name in before.tensors.values())
     holds_mean = "offset" in norm.tensors or "bias" in before.tensors
     # A power says that the scale of the target begins here, and not at a norm.
-    begins = axis is not None and axis.group == before.target and axis.power != 0
+    begins = axis.group == before.target and axis.power != 0
     return alone and holds_mean and not begins
 
 
-def _fold(result: dict[str, Values], before: Step, norm: Step) -> None:
+def _rows(architecture: Architecture, step: Step) -> tuple[int, Axis]:
+    """Return the axis of a step's weights that holds what it writes."""
+    axes = architecture.axes[step.tensors["weight"]]
+    found = [(place, axis) for place, axis in enumerate(axes) if axis is not None]
+    # A square map of a stream to itself holds one group twice: what it reads has a power of −1.
+    written = [pair for pair in found if pair[1].group == step.target and pair[1].power >= 0]
+    return (written or found)[0]
+
+
+def _fold(result: dict[str, Values], architecture: Architecture, before: Step, norm: Step) -> None:
     """Move one batch norm into the step before it."""
 
     def set_values(name: str, values: Values) -> None:
@@ -213,7 +222,7 @@ def _fold(result: dict[str, Values], before: Step, norm: Step) -> None:
     bias = before.tensors.get("bias")
     shift = scale * ((result[bias] if bias else 0) - wide["mean"]) + wide.get("offset", 0)
     weight = before.tensors["weight"]
-    result[weight] = _along(result[weight], 1 if before.turned else 0, scale)
+    result[weight] = _along(result[weight], _rows(architecture, before)[0], scale)
     if "offset" in norm.tensors:
         set_values(norm.tensors["offset"], shift)
         shift = np.zeros_like(shift)
