@@ -1,0 +1,261 @@
+"""How a zoo lies on the disk: shards of weights, and one table of everything else.
+
+    FOLDER/zoo.json            size and seed; nothing else decides what is in it
+    FOLDER/shards/NAME.safetensors   weights of one job, float32, named `MODEL/TENSOR`
+    FOLDER/shards/NAME.parquet       the rows of its models
+    FOLDER/models.parquet      all rows
+    FOLDER/card.md             what is there, for people
+
+Files appear under their names when they are whole. Weights are float32, because a copy that was
+reordered or rescaled has to stay equal to the last bit, which half precision would not keep.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from embedder.architecture import Architecture
+from embedder.errors import MalformedError, MissingExtraError, NotFoundError
+from embedder.zoo.data import task_kind
+from embedder.zoo.designs import Config
+from embedder.zoo.labels import NAMES
+from embedder.zoo.member import Member
+from embedder.zoo.nets import Array, architecture_of, from_json, to_json
+from embedder.zoo.plan import Job, fold_of
+from embedder.zoo.recipes import Recipe
+from embedder.zoo.sources import is_installed
+
+FORMAT = "lineage/zoo/1"
+Row = dict[str, Any]
+
+_TEXTS = (
+    *("id", "shard", "role", "operation", "relation", "teacher", "family", "recipe_group"),
+    *("population", "kind", "domain", "design", "factor", "split", "device", "start_law"),
+)
+_WHOLE = ("generation", "parameters", "start_seed", "fold")
+
+
+def _arrow() -> Any:
+    """Return pyarrow with its reader and writer of Parquet.
+
+    Raises:
+        MissingExtraError: It is not installed.
+    """
+    if not is_installed("pyarrow"):
+        raise MissingExtraError("pyarrow", "zoo", "the model zoo")
+    import pyarrow
+    import pyarrow.parquet
+
+    return pyarrow
+
+
+def row_of(member: Member, job: Job, *, split: str, device: str) -> Row:
+    """Return what the table holds of a member."""
+    return {
+        "id": member.id,
+        "shard": job.name,
+        "role": member.role,
+        "operation": member.operation,
+        "relation": member.relation,
+        "parents": list(member.parents),
+        "teacher": member.teacher,
+        "family": member.family,
+        "recipe_group": member.group,
+        "fold": fold_of(member.group),
+        "split": split,
+        "factor": member.factor,
+        "generation": member.generation,
+        "drift": member.drift,
+        "diverged": member.diverged,
+        "population": job.population.name,
+        "kind": member.config.kind,
+        "domain": task_kind(member.recipe.task),
+        "design": json.dumps(to_json(member.config)),
+        "parameters": int(sum(values.size for values in member.weights.values())),
+        "start_seed": member.start_seed,
+        "start_law": member.start_law,
+        "start_scale": member.start_scale,
+        "device": device,
+        **asdict(member.recipe),
+        **{name: member.labels.get(name) for name in NAMES},
+    }
+
+
+def _schema(arrow: Any) -> Any:
+    kinds: dict[str, Any] = {name: arrow.string() for name in _TEXTS}
+    kinds |= {name: arrow.int64() for name in _WHOLE}
+    kinds |= {"parents": arrow.list_(arrow.string()), "diverged": arrow.bool_()}
+    kinds |= {name: arrow.float64() for name in ("drift", "start_scale", *NAMES)}
+    plain = {str: arrow.string(), int: arrow.int64(), float: arrow.float64()}
+    kinds |= {field.name: plain[field.type] for field in fields(Recipe)}  # type: ignore[index]
+    return kinds
+
+
+def _whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file that is either whole or not there."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(beside)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_shard(folder: Path, job: Job, members: Sequence[Member], rows: Sequence[Row]) -> None:
+    """Write weights and rows of a job; the rows last, so that they tell that it is done."""
+    place = folder / "shards"
+    place.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        f"{member.id}/{name}": np.ascontiguousarray(values)
+        for member in members
+        for name, values in member.weights.items()
+    }
+    _whole(place / f"{job.name}.safetensors", lambda path: save_file(tensors, path))
+    _write_rows(place / f"{job.name}.parquet", rows)
+
+
+def _write_rows(path: Path, rows: Sequence[Row]) -> None:
+    arrow = _arrow()
+    kinds = _schema(arrow)
+    names = list(rows[0])
+    table = arrow.Table.from_pylist(rows, arrow.schema([(name, kinds[name]) for name in names]))
+    _whole(path, lambda beside: arrow.parquet.write_table(table, beside, compression="zstd"))
+
+
+def is_done(folder: Path, job: Job) -> bool:
+    """Say whether a job's shard is there."""
+    place = folder / "shards"
+    return all((place / f"{job.name}.{end}").exists() for end in ("safetensors", "parquet"))
+
+
+def join_tables(folder: Path, names: Sequence[str]) -> list[Row]:
+    """Write one table of the rows of all shards, and return them."""
+    arrow = _arrow()
+    parts = [folder / "shards" / f"{name}.parquet" for name in names]
+    if not parts:
+        return []
+    table = arrow.concat_tables([arrow.parquet.read_table(part) for part in parts])
+    _whole(
+        folder / "models.parquet",
+        lambda path: arrow.parquet.write_table(table, path, compression="zstd"),
+    )
+    rows: list[Row] = table.to_pylist()
+    return rows
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text that is either whole or not there."""
+    _whole(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+
+
+class Zoo:
+    """A zoo that was built, or as much of it as is done.
+
+    Example:
+        >>> open_zoo(Path("nowhere"))
+        Traceback (most recent call last):
+        embedder.errors.NotFoundError: nowhere: no zoo is there; make one: lineage zoo build nowhere
+    """
+
+    def __init__(self, folder: Path, rows: Sequence[Row]) -> None:
+        self.folder = folder
+        self.rows = rows
+        self._shards: dict[str, Any] = {}
+
+    @cached_property
+    def _by_id(self) -> dict[str, Row]:
+        return {row["id"]: row for row in self.rows}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def row(self, model: str) -> Row:
+        """Return what is known of a model.
+
+        Raises:
+            NotFoundError: There is no such model.
+        """
+        if model not in self._by_id:
+            raise NotFoundError(model, f"no such model in {self.folder}", "lineage zoo list")
+        return self._by_id[model]
+
+    def config(self, model: str) -> Config:
+        """Return the design of a model."""
+        return from_json(json.loads(self.row(model)["design"]))
+
+    def architecture(self, model: str) -> Architecture:
+        """Return which axes of a model's tensors share units."""
+        return architecture_of(self.config(model))
+
+    def weights(self, model: str) -> dict[str, Array]:
+        """Return name → values, out × in × space, float32.
+
+        Raises:
+            NotFoundError: There is no such model.
+            MalformedError: The shard does not hold it.
+        """
+        shard = self.row(model)["shard"]
+        names = architecture_of(self.config(model)).axes
+        if shard not in self._shards:
+            path = self.folder / "shards" / f"{shard}.safetensors"
+            try:
+                self._shards[shard] = safe_open(path, framework="numpy")
+            except FileNotFoundError as error:
+                raise NotFoundError(path, "the shard is missing", "build the zoo again") from error
+            except SafetensorError as error:
+                raise MalformedError(path, f"no safetensors file ({error})") from error
+        try:
+            return {name: self._shards[shard].get_tensor(f"{model}/{name}") for name in names}
+        except SafetensorError as error:
+            raise MalformedError(shard, f"does not hold {model} ({error})") from error
+
+
+def open_zoo(folder: Path) -> Zoo:
+    """Open a zoo.
+
+    Args:
+        folder: Where it was built.
+
+    Raises:
+        NotFoundError: No zoo is there.
+        MalformedError: Its table cannot be read.
+        MissingExtraError: pyarrow is not installed.
+    """
+    arrow = _arrow()
+    path = folder / "models.parquet"
+    if not path.exists():
+        raise NotFoundError(folder, "no zoo is there", f"make one: lineage zoo build {folder}")
+    try:
+        rows: list[Row] = arrow.parquet.read_table(path).to_pylist()
+    except (arrow.ArrowInvalid, OSError) as error:
+        raise MalformedError(path, f"no table of a zoo ({error})") from error
+    return Zoo(folder, rows)
+
+
+def read_facts(folder: Path) -> Mapping[str, Any]:
+    """Return what `zoo.json` says; nothing if the folder holds no zoo.
+
+    Raises:
+        MalformedError: It is not JSON, or of another format.
+    """
+    path = folder / "zoo.json"
+    if not path.exists():
+        return {}
+    try:
+        facts: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise MalformedError(path, f"not JSON ({error})") from error
+    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+        raise MalformedError(path, f"not of the format {FORMAT}", "name a new folder")
+    return facts
