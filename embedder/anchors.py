@@ -52,7 +52,7 @@ class Units:
         gauge: What the units allow; where it is `SIGN`, codes stand for themselves and their
             negatives.
         forward: (units, 64) float64, each of unit length; zeros for a unit that reads nothing.
-        backward: The same of the backward codes; zeros for heads and for outputs.
+        backward: The same of the backward codes, for an output its anchor; zeros for heads.
         read: (units,) lengths of the forward codes: these follow the scale of a unit.
         reach: (units,) lengths of the backward codes: these go against it.
         heads: Whether they are the heads of an attention.
@@ -189,9 +189,7 @@ class _Pass:
         codes = self._heads.get(name, self._codes.get(name))
         if codes is None:
             raise ArchitectureError(f"{name}: no step writes it")
-        back = backward.get(name)
-        if back is None or group.gauge is Gauge.NAMED:
-            back = np.zeros(codes.shape)
+        back = backward.get(name, np.zeros(codes.shape))
         (forward, read), (reached, reach) = _directions(codes), _directions(back)
         gated = name in self._gates
         return Units(

@@ -1,87 +1,204 @@
 """Identity codes: one vector a model, alike for a parent and its children, unlike for strangers.
 
-The code is the kernel mean of the directions of a model's hidden units: with random features φ
-whose inner product is a Gaussian kernel, ⟨mean φ(u), mean φ(v)⟩ is the mean of k(u, v) over all
-pairs of units. Units that found no partner add next to nothing, so the inner product counts the
-matched units, and nearest neighbours need no alignment.
+The code is a kernel mean. Each hidden unit gives random features of its codes; their mean over the
+units needs no order, and the inner product of two means counts how many units found a partner. What
+is trained (`embedder.training`) is in which directions of a code a difference counts: training on
+moves the directions that vary most in all models anyway, and leaves the others.
 
-Source:
-    Random features: Rahimi and Recht 2007, NeurIPS. Kernel means: Smola et al. 2007, ALT.
+Units are told apart by where they stand, because training moves codes the more the longer their
+path: those that read the inputs themselves, those that feed the outputs themselves, and the rest.
+
+Sources: Rahimi and Recht 2007, NeurIPS (random features); Smola et al. 2007, ALT (kernel means);
+Pham and Pagh 2013, KDD (products of random features).
 """
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedder.anchors import WIDTH, Units
+from embedder.errors import MalformedError
 from embedder.units import Gauge
 
-BANDWIDTH = 0.5
+Array = NDArray[np.floating[Any]]
+
+KERNEL_PARTS = ("first read", "deep read", "last reach", "deep reach", "heads")
+"""Parts that hold single codes: `read` what units read, `reach` what they do."""
+PAIR_PARTS = ("hidden pairs", "output pairs")
+"""Parts that hold what a unit reads beside what it does; a unit's negative gives the same."""
+PARTS = (*KERNEL_PARTS, *PAIR_PARTS)
+
 FEATURES = 256
-LEVELS = ("first", "inner", "last", "heads", "first back", "inner back")
-DIMENSION = len(LEVELS) * FEATURES
+"""Random features of a kernel (half of them cosines, half sines), and products of a pair."""
+DIMENSION = 256
+"""Numbers of a code."""
 
 
-def identity_code(
-    units: Sequence[Units], *, bandwidth: float = BANDWIDTH, features: int = FEATURES
-) -> NDArray[np.float32]:
-    """Return the untrained identity code of a model, (6 · features,) float32 of unit length.
+@dataclass(frozen=True, slots=True, eq=False)
+class Tokens:
+    """The codes of some units, as one part takes them.
 
-    Its parts are the kernel means of the forward codes of the first hidden units, the inner ones,
-    the outputs and the heads of attentions, and of the backward codes of the first two. A part that
-    a model lacks is zero.
+    Args:
+        codes: (units, 64), or (units, 128) for pairs; float32.
+        even: (units,) whether a code stands for its negative too.
+    """
+
+    codes: NDArray[np.float32]
+    even: NDArray[np.bool_]
+
+
+def tokens_of(units: Sequence[Units]) -> dict[str, Tokens]:
+    """Return the codes of a model's units by part; a part that it lacks has none.
 
     Args:
         units: What `embedder.anchors.anchored` returns.
-        bandwidth: σ of the kernel exp(−‖u − v‖² / 2σ²).
-        features: Numbers of each part.
+
+    Example:
+        >>> from embedder.anchors import anchored
+        >>> from embedder.architecture import Builder
+        >>> b = Builder("mlp").input("in", 3).linear("a", "in", "h", 5, activation="relu")
+        >>> mlp = b.linear("b", "h", "out", 2, named=True).build()
+        >>> found = tokens_of(anchored({"a": np.ones((5, 3)), "b": np.ones((2, 5))}, mlp))
+        >>> {name: len(tokens.even) for name, tokens in found.items() if len(tokens.even)}
+        {'first read': 5, 'last reach': 5, 'hidden pairs': 5, 'output pairs': 2}
     """
-    parts = {level: np.zeros(features) for level in LEVELS}
+    found: dict[str, list[tuple[Array, bool]]] = {part: [] for part in PARTS}
     hidden = [group for group in units if group.gauge is not Gauge.NAMED and not group.heads]
+    first = min((group.depth for group in hidden), default=0)
+    last = max((group.depth for group in hidden), default=0)
     for group in units:
-        level = level_of(group, hidden)
         even = group.gauge is Gauge.SIGN
-        parts[level] += kernel_mean(group.forward, bandwidth, features, even=even)
-        if f"{level} back" in parts:
-            parts[f"{level} back"] += kernel_mean(group.backward, bandwidth, features, even=even)
-    return _unit(np.concatenate([_unit(parts[level]) for level in LEVELS])).astype(np.float32)
+        pairs = np.concatenate([group.forward, group.backward], axis=1)
+        if group.heads:
+            found["heads"].append((group.forward, even))
+        elif group.gauge is Gauge.NAMED:
+            found["output pairs"].append((pairs, False))
+        else:
+            found["first read" if group.depth == first else "deep read"].append(
+                (group.forward, even)
+            )
+            if not group.gates:
+                where = "last reach" if group.depth == last else "deep reach"
+                found[where].append((group.backward, even))
+                found["hidden pairs"].append((pairs, False))
+    return {part: _joined(part, pieces) for part, pieces in found.items()}
 
 
-def level_of(group: Units, hidden: Sequence[Units]) -> str:
-    """Return which part of the code the forward codes of a group enter."""
-    if group.heads:
-        return "heads"
-    if group.gauge is Gauge.NAMED:
-        return "last"
-    return "first" if group.depth == hidden[0].depth else "inner"
+def _joined(part: str, pieces: Sequence[tuple[Array, bool]]) -> Tokens:
+    """Return the codes of several groups as one, without those that are zero."""
+    width = 2 * WIDTH if part in PAIR_PARTS else WIDTH
+    codes = np.concatenate([np.zeros((0, width)), *(codes for codes, _ in pieces)])
+    even = np.concatenate([np.zeros(0, bool), *(np.full(len(c), flag) for c, flag in pieces)])
+    halves = codes.reshape(len(codes), width // WIDTH, WIDTH)
+    alive = np.any(halves != 0, axis=2).all(axis=1)
+    return Tokens(codes[alive].astype(np.float32), even[alive])
 
 
-def kernel_mean(
-    directions: NDArray[np.float64], bandwidth: float, features: int, *, even: bool = False
-) -> NDArray[np.float64]:
-    """Return the mean random features of codes of unit length, (features,).
+@dataclass(frozen=True)
+class IdentityCoder:
+    """Turns the codes of a model's units into its identity code.
 
     Args:
-        directions: (units, 64); rows of zeros are left out.
-        bandwidth: σ of the kernel.
-        features: Numbers, half of them cosines and half sines.
-        even: Whether a code stands for its negative too; then the sines are zero.
+        arrays: What was trained, by name; for each part p
+            `p/turn` (64 or 128, 64 or 128) what directions are weighed by,
+            `p/frequencies` (64, 128), or (128, 256) for pairs,
+            `p/centre` (features,) the mean over models, `p/weight` () its share;
+            and `projection` (256, all features).
     """
-    alive = directions[np.any(directions != 0, axis=1)]
-    if len(alive) == 0:
-        return np.zeros(features)
-    phase = alive @ _frequencies(features // 2) / bandwidth
-    odd = np.zeros(phase.shape) if even else np.sin(phase)
-    return np.asarray(np.concatenate([np.cos(phase), odd], axis=1).mean(axis=0))
+
+    arrays: Mapping[str, NDArray[np.float32]]
+
+    @cached_property
+    def version(self) -> str:
+        """Names this coder: codes of different ones cannot be compared."""
+        state = blake2b(digest_size=6)
+        for name in sorted(self.arrays):
+            state.update(name.encode())
+            state.update(np.ascontiguousarray(self.arrays[name]).tobytes())
+        return state.hexdigest()
+
+    def code(self, units: Sequence[Units]) -> NDArray[np.float32]:
+        """Return the identity code of a model, (256,) float32 of unit length.
+
+        A model without any unit has a code of zeros, which is near nothing.
+        """
+        parts = tokens_of(units)
+        means = np.concatenate([self._mean(part, parts[part]) for part in PARTS])
+        code = np.asarray(self.arrays["projection"].astype(np.float64) @ means)
+        return np.asarray(code / max(float(np.linalg.norm(code)), 1e-12), np.float32)
+
+    def _mean(self, part: str, tokens: Tokens) -> Array:
+        """Return what a part adds to the code: centred, of unit length, times its weight."""
+        centre = self.arrays[f"{part}/centre"].astype(np.float64)
+        if len(tokens.even) == 0:
+            return np.zeros(len(centre))
+        turn, frequencies = (
+            self.arrays[f"{part}/{name}"].astype(np.float64) for name in ("turn", "frequencies")
+        )
+        mean = features(part, tokens, turn, frequencies).mean(axis=0) - centre
+        length = max(float(np.linalg.norm(mean)), 1e-12)
+        return np.asarray(mean / length * float(self.arrays[f"{part}/weight"]))
+
+    @classmethod
+    def load(cls, path: Path) -> "IdentityCoder":
+        """Read a coder from a safetensors file.
+
+        Raises:
+            MalformedError: It holds no coder, or one of another version of this program.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        try:
+            arrays = load_file(path)
+        except (SafetensorError, ValueError) as error:
+            raise MalformedError(path, f"holds no encoder: {error}") from error
+        expected = {name: values.shape for name, values in untrained().arrays.items()}
+        if expected != {name: values.shape for name, values in arrays.items()}:
+            raise MalformedError(path, "is an encoder of another version", "train it anew")
+        return cls(arrays)
 
 
-@lru_cache(maxsize=4)
-def _frequencies(count: int) -> NDArray[np.float64]:
-    return np.random.Generator(np.random.PCG64(20260)).normal(size=(WIDTH, count))
+def features(part: str, tokens: Tokens, turn: Array, frequencies: Array) -> Array:
+    """Return the features of each unit, (units, 256)."""
+    turned = tokens.codes.astype(np.float64) @ turn
+    if part in PAIR_PARTS:
+        read, reach = (_unit(half) for half in np.split(turned, 2, axis=1))
+        return np.asarray((read @ frequencies[:WIDTH]) * (reach @ frequencies[WIDTH:]))
+    phase = _unit(turned) @ frequencies
+    sines = np.where(tokens.even[:, None], 0, np.sin(phase))
+    return np.concatenate([np.cos(phase), sines], axis=1)
 
 
-def _unit(vector: NDArray[np.float64]) -> NDArray[np.float64]:
-    length = float(np.linalg.norm(vector))
-    return vector / length if length else vector
+def untrained(bandwidth: float = 0.5) -> IdentityCoder:
+    """Return the coder that training starts from: all directions count alike.
+
+    Args:
+        bandwidth: σ of the kernel exp(−‖u − v‖² / 2σ²); .5 leaves half of its peak at a cosine
+            of .83.
+    """
+    rng = np.random.Generator(np.random.PCG64(20260))
+    arrays: dict[str, Array] = {}
+    for part in PARTS:
+        pairs = part in PAIR_PARTS
+        size = 2 * WIDTH if pairs else WIDTH
+        drawn = rng.normal(size=(size, FEATURES if pairs else FEATURES // 2))
+        arrays[f"{part}/turn"] = np.eye(size)
+        arrays[f"{part}/frequencies"] = drawn if pairs else drawn / bandwidth
+        arrays[f"{part}/centre"] = np.zeros(FEATURES)
+        arrays[f"{part}/weight"] = np.ones(())
+    total = FEATURES * len(PARTS)
+    arrays["projection"] = rng.normal(size=(DIMENSION, total)) / np.sqrt(total)
+    return IdentityCoder({name: values.astype(np.float32) for name, values in arrays.items()})
+
+
+def _unit(codes: Array) -> Array:
+    """Return rows of unit length."""
+    lengths = np.linalg.norm(codes, axis=1, keepdims=True)
+    return np.asarray(codes / np.maximum(lengths, 1e-12))

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from embedder.anchors import Units, anchored
 from embedder.architecture import GATES, Architecture, Builder
 from embedder.errors import ArchitectureError
-from embedder.identity import DIMENSION, identity_code, kernel_mean
+from embedder.identity import DIMENSION, Tokens, features, untrained
 from embedder.symmetry import flipped, folded, permuted, rescaled, rotated
 
 Weights = Mapping[str, NDArray[np.floating]]
@@ -101,8 +101,11 @@ def drawn(architecture: Architecture, seed: int = 0) -> dict[str, NDArray[np.flo
     return found
 
 
+CODER = untrained()
+
+
 def code(weights: Weights, architecture: Architecture) -> NDArray[np.float32]:
-    return identity_code(anchored(weights, architecture))
+    return CODER.code(anchored(weights, architecture))
 
 
 class TestInvariance:
@@ -175,21 +178,27 @@ class TestTransposition:
         np.testing.assert_allclose(products[0], products[1], rtol=1e-9)
 
 
-class TestKernelMean:
+class TestFeatures:
     def test_equal_units_meet_and_others_do_not(self) -> None:
         rng = np.random.default_rng(0)
-        units = rng.normal(size=(200, 64))
-        units /= np.linalg.norm(units, axis=1, keepdims=True)
-        one, other = (kernel_mean(part, 0.35, 4096) for part in (units[:100], units[100:]))
+        units = rng.normal(size=(200, 64)).astype(np.float32)
+        frequencies = rng.normal(size=(64, 2048)) / 0.35
+        one, other = (
+            features("heads", Tokens(part, np.zeros(100, bool)), np.eye(64), frequencies)
+            for part in (units[:100], units[100:])
+        )
         # k(u, u) = 1 once in 100 pairs; strangers have ‖u − v‖² = 2 and k = e^(−1/.35²) = .0003.
-        assert one @ one * 2 / 4096 == pytest.approx(0.01, abs=0.003)
-        assert abs(one @ other) * 2 / 4096 < 0.002
+        assert np.mean(one @ one.T) / 2048 == pytest.approx(0.01, abs=0.003)
+        assert abs(np.mean(one @ other.T)) / 2048 < 0.002
 
-    def test_a_unit_that_reads_nothing_is_left_out(self) -> None:
-        units = np.eye(64)[:5]
-        more = np.concatenate([units, np.zeros((3, 64))])
-        np.testing.assert_array_equal(kernel_mean(units, 0.5, 64), kernel_mean(more, 0.5, 64))
-        assert not kernel_mean(np.zeros((3, 64)), 0.5, 64).any()
+    def test_an_even_code_is_that_of_its_negative(self) -> None:
+        units = np.random.default_rng(1).normal(size=(9, 64)).astype(np.float32)
+        frequencies = np.random.default_rng(2).normal(size=(64, 32))
+        one, other = (
+            features("heads", Tokens(part, np.ones(9, bool)), np.eye(64), frequencies)
+            for part in (units, -units)
+        )
+        np.testing.assert_allclose(one, other, atol=1e-12)
 
 
 class TestBadInput:
@@ -214,5 +223,5 @@ class TestBadInput:
         network = mlp("relu")
         weights = {name: np.zeros_like(w) for name, w in drawn(network).items()}
         units: list[Units] = anchored(weights, network)
-        assert identity_code(units).shape == (DIMENSION,)
-        assert not identity_code(units).any()
+        assert CODER.code(units).shape == (DIMENSION,)
+        assert not CODER.code(units).any()
