@@ -26,7 +26,7 @@ $(INSTALLED):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[cpu,formats,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[cpu,formats,zoo,dev]'
 	@rm -f $(VENV)/installed-*
 	@touch $@
 

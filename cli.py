@@ -8,16 +8,15 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import wraps
+from functools import cached_property, wraps
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import rich_click as click
 
 if TYPE_CHECKING:
-    from lineage.adding import Watcher
     from lineage.engine import LineageEngine
     from lineage.rendering import Table
 
@@ -31,12 +30,12 @@ STOPPED = "Stopped. What was finished is kept; run the same command to go on."
 
 _GROUPS = {
     "Look": "demo info doctor completion",
-    "Build": "add list remove check export import",
+    "Build": "add list remove check export import zoo",
     "Ask": "parents children ancestors descendants path duplicates tree",
     "Prove": "compare verify",
 }
 click.rich_click.COMMAND_GROUPS = {
-    "*": [{"name": name, "commands": words.split()} for name, words in _GROUPS.items()]
+    "cli": [{"name": name, "commands": words.split()} for name, words in _GROUPS.items()]
 }
 
 
@@ -119,6 +118,13 @@ class Output:
             _say(text)
         return DONE
 
+    def tell(self, command: str, facts: dict[str, Any]) -> int:
+        """Print what a command did, which has little to say of it."""
+        from lineage import answers, tables
+
+        answer = answers.done_json(command, facts, self.catalogue)
+        return self.show(answer, getattr(tables, f"{command}_table")(answer))
+
 
 def _default_catalogue() -> str:
     from lineage.settings import read_settings
@@ -128,28 +134,23 @@ def _default_catalogue() -> str:
 
 def answering(command: Command) -> Command:
     """Add --json, --tsv, -q, --limit, --catalogue and --debug, and hand over an `Output`."""
-    return _collected(command, (*_ANSWER_OPTIONS, *_CATALOGUE_OPTIONS))
 
-
-def _collected(command: Command, options: Sequence[Callable[[Any], Any]]) -> Command:
     @wraps(command)
     def run(catalogue: str, debug: bool, **given: Any) -> Any:
         output = Output(catalogue, given.pop("form", None), given.pop("limit", None))
         return command(output, **given)
 
     found: Any = run
-    for option in reversed(options):
+    for option in reversed(_OPTIONS):
         found = option(found)
     return cast("Command", found)
 
 
-_ANSWER_OPTIONS = (
+_OPTIONS = (
     click.option("--json", "form", flag_value="json", help="Print JSON."),
     click.option("--tsv", "form", flag_value="tsv", help="Print tab-separated columns."),
     click.option("-q", "--quiet", "form", flag_value="names", help="Print names only."),
     click.option("--limit", type=click.IntRange(min=0), help="Cut the list after so many."),
-)
-_CATALOGUE_OPTIONS = (
     click.option(
         "--catalogue",
         envvar="LINEAGE_CATALOGUE",
@@ -221,13 +222,14 @@ def add(
     What has not changed is not read again. What was finished stays when the run is stopped.
     """
     from lineage import answers, tables
+    from lineage.watching import watching
 
     with output.engine(create=not dry_run, optional=dry_run) as engine:
         if dry_run:
             planned = engine.plan(models, name=name, allow_partial=allow_partial)
             answer = answers.plan_json(*planned, output.catalogue)
             return output.show(answer, tables.plan_table(answer))
-        with _watcher() as watcher:
+        with watching(sys.stderr) as watcher:
             result = engine.add(
                 models, name=name, allow_partial=allow_partial, workers=jobs, watcher=watcher
             )
@@ -236,15 +238,6 @@ def add(
     if not result.failed:
         return DONE
     return UNDECIDED if result.added or result.unchanged else FAILED
-
-
-def _watcher() -> "AbstractContextManager[Watcher | None]":
-    """Return a bar on a terminal, and nothing elsewhere."""
-    if not sys.stderr.isatty():
-        return nullcontext()
-    from lineage.progress import Bar
-
-    return Bar()
 
 
 @cli.command(name="list")
@@ -264,25 +257,19 @@ def list_(output: Output, pattern: str) -> int:
 @answering
 def remove(output: Output, models: tuple[str, ...]) -> int:
     """Forget models; their files stay."""
-    from lineage import answers, tables
-
     with output.engine() as engine:
         engine.remove(models)
-    answer = answers.done_json("remove", {"removed": list(models)}, output.catalogue)
-    return output.show(answer, tables.remove_table(answer))
+    return output.tell("remove", {"removed": list(models)})
 
 
 @cli.command()
 @answering
 def check(output: Output) -> int:
     """Look whether the catalogue is whole."""
-    from lineage import answers, tables
-
     with output.engine() as engine:
         facts = {"problems": engine.catalogue.check(), "models": len(engine.catalogue)}
-    answer = answers.done_json("check", facts, output.catalogue)
-    output.show(answer, tables.check_table(answer))
-    return UNDECIDED if answer["problems"] else DONE
+    output.tell("check", facts)
+    return UNDECIDED if facts["problems"] else DONE
 
 
 @cli.command()
@@ -291,12 +278,9 @@ def check(output: Output) -> int:
 @answering
 def export(output: Output, target: Path, redact_paths: bool) -> int:
     """Write the catalogue to one file."""
-    from lineage import answers, tables
-
     with output.engine() as engine:
         facts = {"file": str(target), "models": engine.export(target, redact=redact_paths)}
-    answer = answers.done_json("export", facts, output.catalogue)
-    return output.show(answer, tables.export_table(answer))
+    return output.tell("export", facts)
 
 
 @cli.command(name="import")
@@ -482,6 +466,26 @@ def completion(shell: str) -> int:
     kind = {"bash": BashComplete, "zsh": ZshComplete, "fish": FishComplete}[shell]
     _say(kind(cli, {}, "lineage", "_LINEAGE_COMPLETE").source())
     return DONE
+
+
+class Later(click.RichGroup):
+    """A group whose commands a module of ours makes when one is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Name the commands."""
+        return self._made.list_commands(ctx)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command."""
+        return self._made.get_command(ctx, cmd_name)
+
+    @cached_property
+    def _made(self) -> click.Group:
+        made: click.Group = import_module(f"lineage.{self.name}_commands").commands(answering)
+        return made
+
+
+cli.add_command(Later(name="zoo", help="Make and read small networks whose descent is known."))
 
 
 def main() -> None:

@@ -235,6 +235,9 @@ def problem_with(command: str) -> str:
     """Return what is wrong with a command line of ours; nothing if all is well."""
     words = shlex.split(re.split(r" [|>#]|&&|\|\|", command)[0])[1:]
     found = cli.commands.get(words[0])
+    if isinstance(found, click.Group) and len(words) > 1:
+        words = words[1:]
+        found = found.get_command(click.Context(found), words[0])
     if found is None:
         return f"no command {words[0]}"
     options = {name: option for option in found.params for name in (*option.opts,)}
@@ -290,8 +293,9 @@ def columns_of(function: ast.FunctionDef) -> set[str]:
 
 
 TABLES = {
-    function.name.removesuffix("_table"): columns_of(function)
-    for function in ast.parse((ROOT / "lineage/tables.py").read_text(encoding="utf-8")).body
+    before + function.name.removesuffix("_table"): columns_of(function)
+    for file, before in (("lineage/tables.py", ""), ("lineage/zoo_answers.py", "zoo "))
+    for function in ast.parse((ROOT / file).read_text(encoding="utf-8")).body
     if isinstance(function, ast.FunctionDef) and function.name.endswith("_table")
 }
 SECTIONS = {"relatives": "parents and children", "descent": "ancestors and descendants"}
@@ -321,8 +325,12 @@ ANSWERS = {
     "compare": "lineage compare base-a.safetensors twin-b.safetensors",
     "verify": "lineage verify legal-int8.safetensors --parent legal.safetensors",
     "doctor": "lineage doctor",
+    "zoo build": "lineage zoo build zoo --only c00 --jobs 1",
+    "zoo list": "lineage zoo list zoo",
+    "zoo describe": "lineage zoo describe zoo c00-000",
+    "zoo export": "lineage zoo export zoo c00-000 c00-000.safetensors",
 }
-OPEN = ("dtypes", "declared")
+OPEN = ("dtypes", "declared", "design")
 """Fields whose own keys come from the models."""
 
 
@@ -343,6 +351,7 @@ def fields_of(value: Any, path: str = "") -> set[str]:
 def catalogued(demo_folder: Path) -> Shell:
     shell = Shell(demo_folder / "lineage-demo", {"LINEAGE_CATALOGUE": "catalogue"})
     shell.run("lineage add .")
+    shell.run("lineage zoo build zoo --only c00 --jobs 1")
     return shell
 
 

@@ -17,7 +17,7 @@ import torch
 
 from embedder.errors import ModelLineageError
 from embedder.zoo import shards, sources
-from embedder.zoo.data import check_packages, is_there, task_named
+from embedder.zoo.data import NEEDS_ARCHIVE, check_packages, is_there, task_named
 from embedder.zoo.growing import make
 from embedder.zoo.labels import NAMES
 from embedder.zoo.plan import SIZES, Job, jobs_of
@@ -85,16 +85,7 @@ def build_zoo(
     _claim(folder, size, seed)
     built = Built(folder)
     everything = jobs_of(SIZES[size], seed)
-    if note := sources.fetch_archive():
-        built.left_out.append(note)
-    jobs = []
-    for job in everything:
-        if only and job.name not in only:
-            continue
-        if is_there(job.population.task):
-            jobs.append(job)
-        else:
-            built.left_out.append(f"{job.name}: the data of {job.population.task} are not there")
+    jobs = _possible([job for job in everything if not only or job.name in only], built)
     built.kept = [job.name for job in jobs if shards.is_done(folder, job)]
     left = [job for job in jobs if job.name not in built.kept]
     watcher.planned(len(jobs), len(left))
@@ -108,6 +99,20 @@ def build_zoo(
         built.rows = shards.join_tables(folder, done)
         shards.write_text(folder / "card.md", card(built, size, seed))
     return built
+
+
+def _possible(jobs: Sequence[Job], built: Built) -> list[Job]:
+    """Return the jobs whose data are there, or can be fetched; note the others."""
+    if any(job.population.task.startswith(NEEDS_ARCHIVE) for job in jobs):
+        note = sources.fetch_archive()
+        built.left_out += [note] if note else []
+    found = []
+    for job in jobs:
+        if is_there(job.population.task):
+            found.append(job)
+        else:
+            built.left_out.append(f"{job.name}: the data of {job.population.task} are not there")
+    return found
 
 
 def _claim(folder: Path, size: str, seed: int) -> None:
@@ -141,13 +146,13 @@ def make_shard(job: Job, folder: Path, size: str) -> int:
     where = device().type
     rows = []
     for place, member in enumerate(members):
-        split = _split(job, place, SIZES[size].calibration)
+        split = split_of(job, place, SIZES[size].calibration)
         rows.append(shards.row_of(member, job, split=split, device=where))
     shards.write_shard(folder, job, members, rows)
     return len(members)
 
 
-def _split(job: Job, place: int, calibration: int) -> str:
+def split_of(job: Job, place: int, calibration: int) -> str:
     """Say what a stranger may be used for; nothing for others."""
     if job.kind != "strangers":
         return ""

@@ -18,8 +18,8 @@ from embedder.zoo.plan import Job, draw_further, draw_recipe, new_seed, one_fact
 from embedder.zoo.recipes import Recipe
 from embedder.zoo.training import Layout, to_table, train
 
-AT_ONCE = 64
-"""Networks that are measured together: more only take more memory."""
+AT_ONCE = 32
+"""Networks that are measured together: 64 convolutional ones took 1.8 GB."""
 
 # Descendants for each recipe of a job.
 _SHARES = {
@@ -46,6 +46,11 @@ class _Start:
 
     def weights(self, config: Config) -> dict[str, Array]:
         return new_start(config, self.seed, law=self.law, scale=self.scale)
+
+
+def _new_start(rng: np.random.Generator) -> _Start:
+    law = str(rng.choice(["uniform", "normal"]))
+    return _Start(new_seed(rng), law, float(np.exp(rng.uniform(-0.5, 0.5))))
 
 
 def make(job: Job) -> list[Member]:
@@ -166,10 +171,6 @@ class _Growing:
         """Return a number of steps for a group, a multiple of the usual number."""
         return round(self.job.population.steps * float(self.rng.choice(choices)))
 
-    def _new_start(self) -> _Start:
-        law = str(self.rng.choice(["uniform", "normal"]))
-        return _Start(new_seed(self.rng), law, float(np.exp(self.rng.uniform(-0.5, 0.5))))
-
     def family(self) -> None:
         """Make bases, three a recipe, and their descendants.
 
@@ -182,7 +183,7 @@ class _Growing:
         groups: list[str] = []
         for number in range(self.job.recipes):
             recipe = draw_recipe(self.job.population, steps, self.rng)
-            start = self._new_start()
+            start = _new_start(self.rng)
             starts += [start, replace(start, seed=new_seed(self.rng)), start]
             recipes += [recipe, *(replace(recipe, seed=new_seed(self.rng)) for _ in range(2))]
             groups += [f"r{number}"] * 3
@@ -232,8 +233,7 @@ class _Growing:
         sound = [member for member in bases if not member.diverged]
         if not sound:
             return
-        population = self.job.population
-        same, other = population.task, population.other
+        same, other = self.job.population.task, self.job.population.other
         star = [sound[0]] * min(3, self._share("same"))
         parents = [*star, *self._some(sound, self._share("same") - len(star))]
         near = self._trained_on(parents, same, "train-on")
@@ -285,7 +285,9 @@ class _Growing:
             other = task == population.other
             classes = population.other_classes if other else population.config.classes
             config = replace(config, classes=classes)
-        starts = [self._with_head(p, config) if replaced else p.weights for p in parents]
+        starts = [
+            _with_head(p, config, new_seed(self.rng)) if replaced else p.weights for p in parents
+        ]
         steps = self._steps((0.3, 0.6, 1))
         recipes = [draw_further(population, task, steps, self.rng) for _ in parents]
         frozen = frozenset(starts[0]) - frozenset(copies.head_of(config))
@@ -309,10 +311,6 @@ class _Growing:
             )
             found.append(self._add(child, (parent,), operation, relation))
         return found
-
-    def _with_head(self, parent: Member, config: Config) -> dict[str, Array]:
-        fresh = new_start(config, new_seed(self.rng))
-        return {**parent.weights, **{name: fresh[name] for name in copies.head_of(config)}}
 
     def _add(
         self,
@@ -344,18 +342,13 @@ class _Growing:
         if not teachers or teachers[0].config.causal:
             return
         population = self.job.population
-        starts = [self._new_start() for _ in teachers]
+        starts = [_new_start(self.rng) for _ in teachers]
         plain = [replace(t.recipe, label_noise=0.0, optimiser="adam") for t in teachers]
         rates = [replace(r, seed=new_seed(self.rng), rate=population.rate) for r in plain]
         config = population.config
-        answers = _answers(config, teachers, task_named(population.task))
-        done = train(
-            config,
-            [start.weights(config) for start in starts],
-            rates,
-            task_named(population.task),
-            teacher=answers,
-        )
+        task = task_named(population.task)
+        first = [start.weights(config) for start in starts]
+        done = train(config, first, rates, task, teacher=_answers(config, teachers, task))
         for place, (teacher, start) in enumerate(zip(teachers, starts, strict=True)):
             student = replace(
                 teacher,
@@ -404,6 +397,12 @@ class _Growing:
             child.drift = 0.0
         elif operation.relation == "layer-edit":
             child.drift = None
+
+
+def _with_head(parent: Member, config: Config, seed: int) -> dict[str, Array]:
+    """Return the weights of a parent with the head of a design, drawn anew."""
+    fresh = new_start(config, seed)
+    return {**parent.weights, **{name: fresh[name] for name in copies.head_of(config)}}
 
 
 def _from(turn: int) -> Iterator[copies.Operation]:

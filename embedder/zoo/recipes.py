@@ -69,7 +69,7 @@ class Examples:
 def draw_examples(recipe: Recipe, task: Task) -> Examples:
     """Return what a recipe trains on; its seed decides everything.
 
-    A language model has neither wrong labels nor rare classes.
+    A language model has neither wrong labels, nor rare classes, nor changed copies.
 
     Example:
         >>> from embedder.zoo.data import task_named
@@ -96,7 +96,8 @@ def draw_examples(recipe: Recipe, task: Task) -> Examples:
         labels[turned] = (labels[turned] + step) % task.classes
     shape = (recipe.steps, recipe.batch)
     places = rng.integers(0, len(rows), shape)
-    variants = rng.integers(1, VARIANTS, shape) * (rng.random(shape) < recipe.augment)
+    changed = rng.random(shape) < (0 if task.kind == "language" else recipe.augment)
+    variants = rng.integers(1, VARIANTS, shape) * changed
     return Examples(rows, labels, wrong, places, variants)
 
 
