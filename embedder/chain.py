@@ -17,9 +17,10 @@ Shapes = Mapping[str, tuple[int, ...]]
 _DISTINCT = 0.99
 _REPEATED = 0.5
 """Confidence where no two groups have as many units, so that none could be added to another, and
-where two have. Of 240 networks with their names hidden, half of them with sums where widths allow
-it, all 157 of the first kind were described rightly, and 66 of 83 of the second; of ten well-known
-families none was taken for the first kind, and MobileNetV2 wrongly for the second."""
+where two have, or where a flattened map may have its channels first or last. Of 240 networks with
+their names hidden, half of them with sums where widths allow it, all 157 of the first kind were
+described rightly, and 66 of 83 of the second; of ten well-known families none was taken for the
+first kind, and MobileNetV2 wrongly for the second."""
 
 _KINDS = {gates: kind for kind, gates in GATES.items()}
 _WORDS = {
@@ -85,7 +86,13 @@ def infer(shapes: Shapes, *, channels_last: bool = False) -> Architecture:
     before = _give_vectors(names, shapes, layers)
     built = _build(layers, before, channels_last=channels_last)
     widths = [group.size for group in built.groups.values() if not group.tied]
-    confidence = _DISTINCT if len(set(widths)) == len(widths) else _REPEATED
+    flattened = any(
+        axis is not None and axis.before * axis.inner > 1 and axis.power == -1
+        for axes in built.axes.values()
+        for axis in axes
+    )
+    sure = len(set(widths)) == len(widths) and not flattened
+    confidence = _DISTINCT if sure else _REPEATED
     return replace(built, confidence=confidence)
 
 

@@ -6,27 +6,37 @@ Whether it holds is decided by the shapes, and what is not explained is named.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from embedder.architecture import Architecture
 from embedder.chain import infer
 from embedder.checkpoint import Checkpoint, Kind
 from embedder.errors import ArchitectureError
+from embedder.live import open_live
+from embedder.onnx_tracing import describe_onnx
 from embedder.template import families, fill, prefixes_of
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _CHANNELS_LAST = frozenset({"keras", "h5", "tensorflow", "savedmodel", "tfjs", "tflite"})
 _NOT_COUNTED = frozenset({Kind.BUFFER, Kind.SCALE, Kind.OPTIMISER})
 
 
 def describe(
-    model: Checkpoint | Mapping[str, Sequence[int]], *, config: Mapping[str, Any] | None = None
+    model: "Checkpoint | nn.Module | Mapping[str, Sequence[int]]",
+    *,
+    config: Mapping[str, Any] | None = None,
 ) -> Architecture:
     """Return what a model is made of.
 
+    An ONNX file and a live module are read from their graph; a module whose graph cannot be
+    followed, and all others, from their names and shapes.
+
     Args:
-        model: An open checkpoint, or name → shape in the order of the file.
+        model: An open checkpoint, a live torch module, or name → shape in the order of the file.
         config: The declared config, where it is not in the checkpoint: `model_type`,
-            `num_attention_heads`, `num_key_value_heads`, `head_dim`, `hidden_act`.
+            `num_attention_heads`, `head_dim`, `hidden_act`.
 
     Returns:
         The description, with axes in stored order, and with how sure it is. Tensors that it does
@@ -34,30 +44,65 @@ def describe(
 
     Raises:
         ArchitectureError: No family has such names and the shapes are no chain, or a family's
-            names are there and the shapes do not fit them. It says what was tried.
+            names are there and the shapes do not fit them, or a node of a graph cannot be
+            followed. It says what was tried.
 
     Example:
         >>> mlp = describe({"0.weight": (8, 4), "0.bias": (8,), "2.weight": (3, 8)})
         >>> mlp.family, mlp.axes["2.weight"][1].group, mlp.confidence
         ('chain', 'units1', 0.99)
     """
-    orders: dict[str, tuple[int, ...]] = {}
-    channels_last = False
-    if isinstance(model, Checkpoint):
-        counted = [tensor for tensor in model.tensors if tensor.kind not in _NOT_COUNTED]
-        shapes = {tensor.name: tensor.canonical_shape for tensor in counted}
-        orders = {tensor.name: tensor.axes for tensor in counted if tensor.axes}
-        config = config or model.declared.get("config")
-        channels_last = any(word in model.format.lower() for word in _CHANNELS_LAST)
-    else:
+    if isinstance(model, Mapping):
         shapes = {name: tuple(shape) for name, shape in model.items()}
-    swapped: list[str] = []
-    found = _of_family(shapes, config if isinstance(config, Mapping) else {})
-    if found is None:
-        found, swapped = _of_chain(shapes, channels_last)
-        orders |= {name: orders.get(name, (0, 1))[::-1] for name in swapped}
+        return _of_shapes(shapes, {}, config or {}, channels_last=False)
+    if isinstance(model, Checkpoint):
+        return _of_checkpoint(model, config)
+    return _of_module(model, config)
+
+
+def _of_module(module: "nn.Module", config: Mapping[str, Any] | None) -> Architecture:
+    """Return the description of a live module by its graph, or else by its names and shapes."""
+    from embedder.torch_tracing import describe_module
+
+    try:
+        return describe_module(module)
+    except ArchitectureError as error:
+        try:
+            return _of_checkpoint(open_live(module), config)
+        except ArchitectureError as second:
+            raise ArchitectureError(f"{error}; by its names and shapes: {second}") from error
+
+
+def _of_checkpoint(checkpoint: Checkpoint, config: Mapping[str, Any] | None) -> Architecture:
+    counted = [tensor for tensor in checkpoint.tensors if tensor.kind not in _NOT_COUNTED]
+    if checkpoint.format == "onnx":
+        found = describe_onnx(checkpoint.files[0])
+        found.check({tensor.name: tensor.shape for tensor in checkpoint.tensors})
+        return found
+    declared = config or checkpoint.declared.get("config")
+    return _of_shapes(
+        {tensor.name: tensor.canonical_shape for tensor in counted},
+        {tensor.name: tensor.axes for tensor in counted if tensor.axes},
+        declared if isinstance(declared, Mapping) else {},
+        channels_last=any(word in checkpoint.format.lower() for word in _CHANNELS_LAST),
+    )
+
+
+def _of_shapes(
+    shapes: Mapping[str, tuple[int, ...]],
+    orders: Mapping[str, tuple[int, ...]],
+    config: Mapping[str, Any],
+    *,
+    channels_last: bool,
+) -> Architecture:
+    """Return the description of the family whose names are there, or that of a chain."""
+    found = _of_family(shapes, config)
+    if found is not None:
+        return _as_stored(found, orders)
+    found, swapped = _of_chain(shapes, channels_last)
     found.check({**shapes, **{name: shapes[name][::-1] for name in swapped}})
-    return _as_stored(found, orders)
+    turned = {name: orders.get(name, (0, 1))[::-1] for name in swapped}
+    return _as_stored(found, {**orders, **turned})
 
 
 def _of_family(

@@ -198,7 +198,7 @@ def _can_fold(before: Step, norm: Step, architecture: Architecture, uses: list[s
     alone = all(uses.count(name) == 1 for name in before.tensors.values())
     holds_mean = "offset" in norm.tensors or "bias" in before.tensors
     # A power says that the scale of the target begins here, and not at a norm.
-    begins = axis.group == before.target and axis.power != 0
+    begins = axis.group == before.target and axis.power > 0
     return alone and holds_mean and not begins
 
 

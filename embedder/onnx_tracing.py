@@ -1,0 +1,319 @@
+"""The architecture of an ONNX model, from its graph."""
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from embedder.architecture import Architecture
+from embedder.errors import ArchitectureError, MissingExtraError
+from embedder.onnx_axes import AxisRules
+from embedder.onnx_values import Known, attribute_of, is_float
+from embedder.readers.onnx_file import OnnxFile
+from embedder.tracing import Constant, Label, Value
+from embedder.units import Gauge
+
+if TYPE_CHECKING:
+    import onnx
+
+_ACTIVATIONS = {
+    **{"Relu": "relu", "LeakyRelu": "leaky_relu", "Tanh": "tanh", "Erf": "erf", "Sin": "sin"},
+    **{"Sigmoid": "sigmoid", "Gelu": "gelu", "Softplus": "softplus", "Swish": "silu"},
+    **{
+        op: op.lower()
+        for op in (
+            *("HardSigmoid", "HardSwish", "Elu", "Selu", "Celu", "Mish", "Softsign", "Clip"),
+            *("Exp", "Log", "Sqrt", "Reciprocal", "Floor", "Ceil", "Round", "Abs", "Sign", "Cos"),
+            *("Softmax", "LogSoftmax", "Not", "IsNaN", "IsInf"),
+        )
+    },
+}
+_SAME = frozenset({"Identity", "Cast", "Dropout", "Neg"})
+_MEANS = frozenset({"AveragePool", "GlobalAveragePool"})
+_MAXIMA = frozenset({"MaxPool", "GlobalMaxPool"})
+_SUMS = frozenset({"Add", "Sub", "Sum", "Max", "Min", "Mean", "Where"})
+_PRODUCTS = frozenset({"Mul", "Div", "Pow", "Mod", "Greater", "Less", "Equal", "And", "Or"})
+_PRODUCTS |= frozenset({"GreaterOrEqual", "LessOrEqual", "Xor", "PRelu"})
+_SIZES = frozenset({"Shape", "Size"})
+_CELLS = {"RNN": ("elman", 1), "GRU": ("gru", 3), "LSTM": ("lstm", 4)}
+_KEPT = frozenset(
+    {"ArgMax", "ArgMin", "TopK", "GatherND", "GatherElements", "ScatterND", "NonMaxSuppression"}
+    | {"DepthToSpace", "SpaceToDepth", "NonZero", "OneHot", "CumSum", "Einsum", "EyeLike"}
+)
+"""Operations after which units are not followed."""
+
+
+def describe_onnx(path: Path) -> Architecture:
+    """Return what an ONNX model is made of.
+
+    Args:
+        path: The file. Its large tensors are not read.
+
+    Raises:
+        ArchitectureError: A node cannot be followed; it is named.
+        MissingExtraError: The package onnx is not installed.
+        MalformedError: The file is no ONNX message.
+    """
+    try:
+        import onnx
+        from onnx import shape_inference
+    except ImportError as error:
+        raise MissingExtraError("onnx", "formats", "reading ONNX files") from error
+    file = OnnxFile(path)
+    try:
+        model = onnx.ModelProto.FromString(file.graph_bytes())
+    finally:
+        file.close()
+    with suppress(shape_inference.InferenceError):  # unknown sizes keep units where they are
+        model = shape_inference.infer_shapes(model, data_prop=True)
+    return _Walk(model.graph).run()
+
+
+class _Walk(AxisRules):
+    """Goes through the nodes of a graph and tells a tracer what they do."""
+
+    def rules(self) -> dict[str, Callable[[Any], Known]]:
+        """Return operation → rule."""
+        return {
+            **self.axis_rules(),
+            **dict.fromkeys(_ACTIVATIONS, self.activation),
+            **dict.fromkeys(_SAME, self.same),
+            **dict.fromkeys(_MEANS | _MAXIMA, self.pool),
+            **dict.fromkeys(_SUMS, self.sum),
+            **dict.fromkeys(_PRODUCTS, self.product),
+            **dict.fromkeys(_CELLS, self.recurrent),
+            **dict.fromkeys(_SIZES, self.nothing),
+            **dict.fromkeys(_KEPT, self.kept),
+            "Conv": self.convolution,
+            "ConvTranspose": self.convolution,
+            "Gemm": self.gemm,
+            "MatMul": self.matmul,
+            "BatchNormalization": self.batch_norm,
+            "LayerNormalization": self.layer_norm,
+            "InstanceNormalization": self.instance_norm,
+        }
+
+    def run(self) -> Architecture:
+        """Walk the graph and return what was found."""
+        rules = self.rules()
+        for node in self.graph.node:
+            if node.op_type == "Constant":
+                self.values.setdefault(node.output[0], Value())
+                continue
+            try:
+                found = self.follow(node, rules)
+            except ArchitectureError as error:
+                raise ArchitectureError(f"{_words(node)}: {error}") from error
+            for name in node.output:
+                if isinstance(found, Value) and len(node.output) > 1:
+                    found = replace(found, shape=self.sizes.get(name), fresh=None)
+                self.values[name] = found
+        for info in self.graph.output:
+            found = self.values.get(info.name, Value())
+            if isinstance(found, Value):
+                self.tracer.keep(found)
+        return self.finish()
+
+    def finish(self) -> Architecture:
+        """Return the description, and how much of the model it explains."""
+        built = self.tracer.finish("graph")
+        if all(group.gauge == Gauge.NAMED for group in built.groups.values()):
+            raise ArchitectureError("the graph has no hidden units that could be followed")
+        counted = {
+            name: math.prod(proto.dims)
+            for name, proto in self.protos.items()
+            if is_float(proto) and math.prod(proto.dims) > 1
+        }
+        left = sorted(set(counted) - set(built.axes))
+        share = sum(counted.get(name, 0) for name in built.axes) / max(sum(counted.values()), 1)
+        return replace(built, confidence=share, unexplained=tuple(left))
+
+    def follow(self, node: "onnx.NodeProto", rules: Mapping[str, Callable[[Any], Known]]) -> Known:
+        """Return what a node gives."""
+        inputs = [self.values.get(name, Value()) for name in node.input]
+        labelled = any(isinstance(value, Value) and value.labels for value in inputs)
+        rule = rules.get(node.op_type)
+        if rule is not None and node.domain in ("", "ai.onnx"):
+            return rule(node)
+        holds_graph = any(a.HasField("g") for a in node.attribute)
+        quantised = any(word in node.op_type for word in ("Quantize", "Integer", "QLinear"))
+        if labelled or holds_graph or quantised or any(map(_is_weight, inputs)):
+            raise ArchitectureError(f"the operation {node.op_type} cannot be followed")
+        if node.op_type == "ConstantOfShape":
+            self.uniform.update(node.output)
+        return Value(shape=self.shape(node))
+
+    def convolution(self, node: "onnx.NodeProto") -> Known:
+        """Follow a convolution, a depthwise one, or a transposed one."""
+        value, weights, biases = self.value(node), self.constants(node, 1), self.constants(node, 2)
+        if not weights or (len(node.input) > 2 and not biases):
+            return self.kept(node)
+        weight, bias = weights[0], next(iter(biases), None)
+        at, groups = 1 - len(weight.shape), attribute_of(node, "group", 1)
+        turned = node.op_type == "ConvTranspose"
+        self.tracer.keep(value, range(at + 1, 0))  # a kernel slides along these
+        others = {place: label for place, label in value.labels.items() if place < at}
+        if bias is not None:
+            self.tracer.fix(Value(others))
+        if groups == 1:
+            read, written = (0, 1) if turned else (1, 0)
+            units, step = self.tracer.linear(
+                value, weight, read=read, written=written, at=at, bias=bias
+            )
+        elif groups == weight.shape[0] and weight.shape[1] == 1 and at in value.labels:
+            units, step = self.tracer.unitwise(value, weight, at=at, bias=bias)
+        else:
+            return self.kept(node)
+        return Value({**others, at: Label(units)}, self.shape(node), step)
+
+    def gemm(self, node: "onnx.NodeProto") -> Known:
+        """Follow a matrix product with a bias."""
+        value, weights, biases = self.value(node), self.constants(node, 1), self.constants(node, 2)
+        turned = bool(attribute_of(node, "transB", 0))
+        if not weights or attribute_of(node, "transA", 0) or (len(node.input) > 2 and not biases):
+            return self.kept(node)
+        read, written = (1, 0) if turned else (0, 1)
+        units, step = self.tracer.linear(value, weights[0], read=read, written=written, at=-1)
+        others = {place: label for place, label in value.labels.items() if place != -1}
+        found = Value({**others, -1: Label(units)}, self.shape(node), step)
+        if biases:
+            self.tracer.along(found, biases[0], power=1)
+            found = replace(found, fresh=None)
+        return found
+
+    def matmul(self, node: "onnx.NodeProto") -> Known:
+        """Follow a product with a matrix of the model; other products keep their units."""
+        weights = self.constants(node, 1)
+        if not weights or len(weights[0].shape) != 2 or isinstance(self.input(node, 0), Constant):
+            return self.kept(node)
+        value = self.value(node)
+        units, step = self.tracer.linear(value, weights[0], read=0, written=1, at=-1)
+        labels = {place: label for place, label in value.labels.items() if place != -1}
+        return Value({**labels, -1: Label(units)}, self.shape(node), step)
+
+    def recurrent(self, node: "onnx.NodeProto") -> Known:
+        """Follow recurrent cells; all directions share the order of their units."""
+        kind, gates = _CELLS[node.op_type]
+        weights = self.constants(node, 1, 2, 3)
+        given = sum(bool(self.input(node, place)) for place in (1, 2, 3))
+        if len(weights) != given or given < 2 or self.input(node, 7) is not None:
+            return self.kept(node)
+        if attribute_of(node, "layout", 0):
+            return self.kept(node)
+        value = self.value(node)
+        self.tracer.keep(value, [place for place in value.labels if place != -1])
+        units = self.tracer.recurrent(value, weights, kind=kind, gates=gates)
+        found = Value({-1: Label(units)}, self.shape(node))
+        for place in (5, 6):
+            state = self.input(node, place)
+            if isinstance(state, Constant):
+                self.tracer.along(found, state, power=1)
+            elif state is not None and node.input[place] not in self.uniform:
+                self.tracer.keep(found)  # a state that the caller gives has an order
+        self.tracer.fix(found, sign=any(a.name == "activations" for a in node.attribute))
+        return found
+
+    def batch_norm(self, node: "onnx.NodeProto") -> Known:
+        """Follow a batch norm."""
+        value, found = self.value(node), self.constants(node, 1, 2, 3, 4)
+        vectors = dict(zip(("gain", "offset", "mean", "variance"), found, strict=False))
+        if len(vectors) != 4 or value.shape is None:
+            return self.kept(node)
+        return self.tracer.norm(
+            value,
+            "batch",
+            vectors,
+            at=1 - len(value.shape),
+            alone=self.readers[node.input[0]] == 1,
+            epsilon=attribute_of(node, "epsilon", 1e-5),
+        )
+
+    def layer_norm(self, node: "onnx.NodeProto") -> Known:
+        """Follow a layer norm over the last axis."""
+        value, axes = self.value(node), attribute_of(node, "axis", -1)
+        last = axes in (-1, len(value.shape or ()) - 1)
+        vectors = dict(zip(("gain", "offset"), self.constants(node, 1, 2), strict=False))
+        if not last or len(vectors) != len(node.input) - 1:
+            return self.kept(node)
+        epsilon = attribute_of(node, "epsilon", 1e-5)
+        return self.tracer.norm(value, "layer", vectors, at=-1, alone=False, epsilon=epsilon)
+
+    def instance_norm(self, node: "onnx.NodeProto") -> Known:
+        """Follow a norm over the pixels of each channel."""
+        value, vectors = self.value(node), self.constants(node, 1, 2)
+        if value.shape is None or len(vectors) != 2:
+            return self.kept(node)
+        self.tracer.fix(value)
+        label = value.labels.get(1 - len(value.shape))
+        if label is not None:
+            for vector in vectors:
+                self.tracer.vector(vector, label, power=0)
+        return replace(value, fresh=None)
+
+    def activation(self, node: "onnx.NodeProto") -> Known:
+        """Follow a function of each element, or one over units that knows no order."""
+        return self.tracer.activate(self.value(node), _ACTIVATIONS[node.op_type])
+
+    def same(self, node: "onnx.NodeProto") -> Known:
+        """Follow what changes no unit."""
+        found = self.input(node, 0)
+        # A norm behind it must not take a value for its own that others read before.
+        return replace(found, fresh=None) if isinstance(found, Value) else found or Value()
+
+    def pool(self, node: "onnx.NodeProto") -> Known:
+        """Follow pooling over space."""
+        value = self.value(node)
+        if value.shape is None:
+            return self.kept(node)
+        space = range(2 - len(value.shape), 0)
+        self.tracer.keep(value, space)
+        if node.op_type in _MAXIMA:
+            self.tracer.fix(value, scale=False)
+        labels = {place: label for place, label in value.labels.items() if place not in space}
+        return Value(labels, self.shape(node))
+
+    def sum(self, node: "onnx.NodeProto") -> Known:
+        """Follow what lets a common scale through: sums, maxima, choices."""
+        terms = [self.input(node, place) for place in range(len(node.input))]
+        if node.op_type == "Where":
+            self.tracer.fix(self.value(node))
+        values = [term for term in terms if isinstance(term, Value)]
+        if not values:
+            return Value(shape=self.shape(node))
+        found = self.joined(node, values)
+        if node.op_type not in ("Add", "Sub", "Sum", "Mean"):
+            self.tracer.fix(found, scale=False)
+        for term in terms:
+            if isinstance(term, Constant):
+                self.tracer.along(found, term, power=1)
+        return found
+
+    def product(self, node: "onnx.NodeProto") -> Known:
+        """Follow a product, or what is like it: scales of units that meet are lost."""
+        terms = [self.input(node, place) for place in range(len(node.input))]
+        values = [term for term in terms if isinstance(term, Value)]
+        if not values:
+            return Value(shape=self.shape(node))
+        by_units = isinstance(terms[-1], Value) and bool(terms[-1].labels)
+        linear = node.op_type == "Mul" or (node.op_type == "Div" and not by_units)
+        if node.op_type == "PRelu":
+            self.tracer.activate(values[0], "prelu")
+        elif not linear or sum(bool(value.labels) for value in values) > 1:
+            for value in values:
+                self.tracer.fix(value)
+        found = self.joined(node, values, product=True)
+        for term in terms:
+            if isinstance(term, Constant):
+                self.tracer.along(found, term, power=0)
+        return found
+
+
+def _is_weight(known: Known) -> bool:
+    return isinstance(known, Constant) and sum(size > 1 for size in known.shape) > 1
+
+
+def _words(node: "onnx.NodeProto") -> str:
+    """Return what to call a node in an error."""
+    return f"{node.op_type} {node.name or next(iter(node.output), '')}".strip()
