@@ -10,6 +10,9 @@ import pytest
 from lineage.engine import LineageEngine
 from lineage.simulate import Births, make_family
 
+SHARDS = ("f000", "c00")
+"""Of a zoo: one family of perceptrons with its descendants, and one control set."""
+
 
 @dataclass(frozen=True)
 class Family:
@@ -54,6 +57,18 @@ def own_catalogue(family: Family, tmp_path: Path) -> Path:
     """Return a copy of the family's catalogue that a test may change."""
     copied: Path = shutil.copytree(family.catalogue, tmp_path / "own-catalogue")
     return copied
+
+
+@pytest.fixture(scope="session")
+def zoo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build two shards of a zoo in processes of their own. Tests read it and do not change it."""
+    from embedder.zoo.building import build_zoo
+
+    place = tmp_path_factory.mktemp("zoo") / "zoo"
+    built = build_zoo(place, "sample", only=SHARDS, workers=2)
+    assert sorted(built.made) == sorted(SHARDS)
+    assert built.left_out == []
+    return place
 
 
 @pytest.fixture

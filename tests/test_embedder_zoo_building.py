@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from conftest import SHARDS
 from embedder.errors import MalformedError, NotFoundError
 from embedder.zoo import sources
 from embedder.zoo.building import ZooError, ZooWatcher, build_zoo, split_of
@@ -16,27 +17,18 @@ from embedder.zoo.data import NEEDS_ARCHIVE, is_there
 from embedder.zoo.growing import make
 from embedder.zoo.plan import SIZES, jobs_of
 from embedder.zoo.shards import open_zoo
-from zoo_made import SHARDS, files_of, job_named
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("zoo") / "zoo"
-    built = build_zoo(place, "sample", only=SHARDS)
-    assert built.made == sorted(SHARDS, reverse=True)
-    assert built.left_out == []
-    return place
+from zoo_made import files_of, job_named
 
 
 @pytest.fixture
-def own(folder: Path, tmp_path: Path) -> Path:
+def own(zoo_folder: Path, tmp_path: Path) -> Path:
     """Return a copy that a test may spoil."""
-    copied: Path = shutil.copytree(folder, tmp_path / "own")
+    copied: Path = shutil.copytree(zoo_folder, tmp_path / "own")
     return copied
 
 
-def test_what_is_read_is_what_was_made(folder: Path) -> None:
-    zoo = open_zoo(folder)
+def test_what_is_read_is_what_was_made(zoo_folder: Path) -> None:
+    zoo = open_zoo(zoo_folder)
     for member in make(job_named("c00")):
         row, weights = zoo.row(member.id), zoo.weights(member.id)
         assert list(weights) == list(member.weights)
@@ -48,11 +40,11 @@ def test_what_is_read_is_what_was_made(folder: Path) -> None:
         assert row["memorised"] == member.labels["memorised"]
 
 
-def test_a_shard_can_be_made_again_bit_by_bit_also_in_other_processes(
-    folder: Path, tmp_path: Path
+def test_a_shard_can_be_made_again_bit_by_bit_also_in_another_process(
+    zoo_folder: Path, tmp_path: Path
 ) -> None:
-    build_zoo(tmp_path / "again", "sample", only=SHARDS, workers=2)
-    assert files_of(tmp_path / "again") == files_of(folder)
+    build_zoo(tmp_path / "again", "sample", only=SHARDS)
+    assert files_of(tmp_path / "again") == files_of(zoo_folder)
 
 
 def test_what_is_there_is_kept_and_the_rest_is_made(own: Path) -> None:
@@ -85,26 +77,26 @@ class Stopping(ZooWatcher):
         raise KeyboardInterrupt
 
 
-def test_a_stopped_build_can_be_opened_and_gone_on_with(tmp_path: Path, folder: Path) -> None:
+def test_a_stopped_build_can_be_opened_and_gone_on_with(tmp_path: Path, zoo_folder: Path) -> None:
     place = tmp_path / "stopped"
     with pytest.raises(KeyboardInterrupt):
         build_zoo(place, "sample", only=SHARDS, watcher=Stopping())
     assert {row["shard"] for row in open_zoo(place)} == {"f000"}
     build_zoo(place, "sample", only=SHARDS)
-    assert files_of(place) == files_of(folder)
+    assert files_of(place) == files_of(zoo_folder)
     assert not list(place.rglob(".*"))
 
 
-def test_the_card_counts_what_is_there(folder: Path) -> None:
-    card = (folder / "card.md").read_text(encoding="utf-8")
-    zoo = open_zoo(folder)
+def test_the_card_counts_what_is_there(zoo_folder: Path) -> None:
+    card = (zoo_folder / "card.md").read_text(encoding="utf-8")
+    zoo = open_zoo(zoo_folder)
     assert f"{len(zoo):,} models in 2 shards" in card
     assert f"| control | {sum(row['role'] == 'control' for row in zoo)} |" in card
     assert "| digits | vision | 1,258 | 539 | 10 |" in card
 
 
-def test_every_parent_in_the_table_is_in_the_table(folder: Path) -> None:
-    zoo = open_zoo(folder)
+def test_every_parent_in_the_table_is_in_the_table(zoo_folder: Path) -> None:
+    zoo = open_zoo(zoo_folder)
     ids = [row["id"] for row in zoo]
     assert len(set(ids)) == len(ids) == len(zoo)
     for row in zoo:

@@ -1,4 +1,4 @@
-"""A few shards of a zoo, made once for all tests that read one."""
+"""Members of a zoo, made once for all tests that look at them, and the bytes of its shards."""
 
 from dataclasses import replace
 from functools import cache
@@ -7,9 +7,6 @@ from pathlib import Path
 from embedder.zoo.growing import make
 from embedder.zoo.member import Member
 from embedder.zoo.plan import SIZES, Job, jobs_of
-
-SHARDS = ("f000", "c00")
-"""One family of perceptrons with its descendants, and one control set."""
 
 
 def job_named(name: str, size: str = "sample") -> Job:

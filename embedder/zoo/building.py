@@ -78,13 +78,18 @@ def build_zoo(
 
     Raises:
         MissingExtraError: A package that holds the data is not installed.
-        ZooError: The folder holds a zoo of another size or seed, or something else.
+        ZooError: The folder holds a zoo of another size or seed, or something else; or there is no
+            such shard.
     """
     check_packages()
     watcher = watcher or ZooWatcher()
+    everything = jobs_of(SIZES[size], seed)
+    if strange := sorted(set(only) - {job.name for job in everything}):
+        raise ZooError(
+            f"no shard {strange[0]} in a zoo of size {size}; the first is {everything[0].name}"
+        )
     _claim(folder, size, seed)
     built = Built(folder)
-    everything = jobs_of(SIZES[size], seed)
     jobs = _possible([job for job in everything if not only or job.name in only], built)
     built.kept = [job.name for job in jobs if shards.is_done(folder, job)]
     left = [job for job in jobs if job.name not in built.kept]
@@ -97,7 +102,7 @@ def build_zoo(
         # Also when it was stopped: what is there can be opened.
         done = [job.name for job in everything if shards.is_done(folder, job)]
         built.rows = shards.join_tables(folder, done)
-        shards.write_text(folder / "card.md", card(built, size, seed))
+    shards.write_text(folder / "card.md", card(built, size, seed))
     return built
 
 
@@ -168,6 +173,7 @@ def _made(jobs: Sequence[Job], folder: Path, size: str, workers: int) -> Iterato
         return
     context = multiprocessing.get_context("spawn")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_watch_parent)
     try:
         # Ctrl-C reaches every process of the terminal; only this one shall answer it. Workers start
@@ -181,10 +187,13 @@ def _made(jobs: Sequence[Job], folder: Path, size: str, workers: int) -> Iterato
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for done in as_completed(waiting):
             yield waiting[done], done.result()
+    except BaseException:
+        # A job takes up to minutes, and nobody waits that long after Ctrl-C.
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.terminate()
+        raise
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-        for process in list((pool._processes or {}).values()):
-            process.terminate()
 
 
 def _watch_parent() -> None:

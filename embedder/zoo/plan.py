@@ -292,12 +292,12 @@ def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
 def draw_recipe(population: Population, steps: int, rng: np.random.Generator) -> Recipe:
     """Return a random recipe of a population, as various as the anchors of the design ask.
 
-    One in thirty takes steps that are ten times too large, so that some diverge.
+    One in thirty takes steps that are thirty times too large, so that some diverge.
     """
     sgd = rng.random() < 0.3
     rate = population.rate * _log_uniform(rng, 0.3, 3.0) * (10 if sgd else 1)
     if rng.random() < 1 / 30:
-        rate *= 10
+        rate *= 30
     often = rng.random(6)
     return Recipe(
         population.task,
