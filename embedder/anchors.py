@@ -73,17 +73,22 @@ class Units:
 
 
 def anchored(
-    weights: Mapping[str, NDArray[np.floating]], architecture: Architecture
+    weights: Mapping[str, NDArray[np.floating]],
+    architecture: Architecture,
+    *,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> list[Units]:
     """Return the codes of all hidden units, in the order of the forward pass.
 
     Args:
-        weights: Name → values, of the shapes that the architecture describes.
+        weights: Name → values, of the shapes that the architecture describes. A mapping may read
+            them as they are asked for: each is asked for at most twice.
         architecture: What the axes mean.
+        shapes: Name → shape, where the mapping would have to read the values for it.
 
     Raises:
-        ArchitectureError: A tensor is missing, has another shape, no values, or values that are
-            not finite.
+        ArchitectureError: A tensor is missing, has another shape, no values, or some that are not
+            finite.
 
     Example:
         >>> from embedder.architecture import Builder
@@ -96,13 +101,57 @@ def anchored(
         >>> bool(np.allclose(anchored(w, mlp)[0].forward, before[::-1]))
         True
     """
-    architecture.check({name: values.shape for name, values in weights.items()})
-    for name in architecture.axes:
-        if weights[name].size == 0:
-            raise ArchitectureError(f"{name}: has no values")
-        if not np.isfinite(weights[name]).all():
-            raise ArchitectureError(f"{name}: holds values that are NaN or infinite")
+    if shapes is None:
+        shapes = {name: weights[name].shape for name in architecture.axes if name in weights}
+    architecture.check(shapes)
     return _Pass(weights, architecture).run()
+
+
+def as_matrix(
+    values: Array,
+    architecture: Architecture,
+    name: str,
+    ends: tuple[str, str],
+    *,
+    turned: bool = False,
+) -> tuple[Array, Axis, Axis]:
+    """Return a tensor as places of out × places of in × all else, however it is stored.
+
+    Args:
+        values: The tensor, with axes as the architecture says.
+        architecture: What the axes mean.
+        name: Of the tensor.
+        ends: Names of the groups that are written and read.
+        turned: Whether the one that is read comes first, where both are the same.
+
+    Returns:
+        The matrix, and what its first two axes run over.
+
+    Raises:
+        ArchitectureError: One of the groups has no axis in it.
+    """
+    axes = dict(enumerate(architecture.axes[name]))
+    found: dict[str, tuple[int, Axis]] = {}
+    for end, group in reversed(list(enumerate(ends))) if turned else enumerate(ends):
+        place, axis = _axis_of(axes, architecture, group, name)
+        found["in" if end else "out"] = place, axis
+        del axes[place]
+    (row, out), (column, into) = found["out"], found["in"]
+    split = values.transpose(row, column, *axes)
+    return split.reshape(*split.shape[:2], -1), out, into
+
+
+def _axis_of(
+    axes: Mapping[int, Axis | None], architecture: Architecture, group: str, name: str
+) -> tuple[int, Axis]:
+    """Return the first axis that runs over a group, or else over one with the same order."""
+    root = architecture.root(group)
+    known = [(place, axis) for place, axis in axes.items() if axis is not None]
+    same = [(place, axis) for place, axis in known if axis.group == group]
+    near = [(place, axis) for place, axis in known if architecture.root(axis.group) == root]
+    if not near:
+        raise ArchitectureError(f"{name}: no axis of it runs over {group}")
+    return (same or near)[0]
 
 
 class _Pass:
@@ -175,7 +224,7 @@ class _Pass:
                 flowing[step.source] = pull(codes)
                 continue
             if step.op is Op.GATED:
-                found[step.inside] = self._read_back(step.tensors["output"], step.inside, codes)
+                found[step.inside] = self._read_back(step, "output", codes)
             flowing[step.source] = pull(codes) + flowing.get(step.source, 0.0)
         return found
 
@@ -211,43 +260,54 @@ class _Pass:
             self._codes[name] = _seeded("inputs", size)
         return self._codes[name]
 
-    def _matrix(self, name: str, *, turned: bool = False) -> tuple[Array, Axis | None]:
-        """Return weights as out × in × the rest in one axis, and what their in-axis runs over."""
+    def _values(self, name: str) -> Array:
+        """Return a tensor's values.
+
+        Raises:
+            ArchitectureError: It has none, or some that are not finite.
+        """
         values = np.asarray(self._weights[name], np.float64)
-        axes = self._architecture.axes[name]
-        while len(axes) > 2 and axes[0] is None:  # as ViT's 1 × positions × units
-            values, axes = values[0], axes[1:]
-        into = axes[0 if turned else 1]
-        if turned:
-            values = np.swapaxes(values, 0, 1)
-        return values.reshape(*values.shape[:2], -1), into
+        if values.size == 0:
+            raise ArchitectureError(f"{name}: has no values")
+        if not np.isfinite(values).all():
+            raise ArchitectureError(f"{name}: holds values that are NaN or infinite")
+        return values
 
-    def _read(self, name: str, source: str, *, turned: bool = False) -> Array:
+    def _matrix(self, step: Step, role: str) -> tuple[Array, Axis]:
+        """Return weights as out × in × the rest in one axis, and what their in-axis runs over."""
+        name, (out, into) = step.tensors[role], (step.target, step.source)
+        if step.op in (Op.GATED, Op.ATTENTION):
+            out, into = (out, step.inside) if role == "output" else (step.inside, into)
+        elif role == "recurrent":
+            into = out
+        matrix, _, axis = as_matrix(
+            self._values(name), self._architecture, name, (out, into), turned=step.turned
+        )
+        return matrix, axis
+
+    def _read(self, step: Step, role: str, source: str) -> Array:
         """Return weights · codes, (places of out, 64)."""
-        values, into = self._matrix(name, turned=turned)
-        codes = _spread(self._code(source), into)
-        return _through(values, codes)
+        values, into = self._matrix(step, role)
+        return _through(values, _spread(self._code(source), into))
 
-    def _read_back(self, name: str, source: str, codes: Array, *, turned: bool = False) -> Array:
+    def _read_back(self, step: Step, role: str, codes: Array) -> Array:
         """Return weightsᵀ · codes, (units of the source, 64)."""
-        values, into = self._matrix(name, turned=turned)
+        values, into = self._matrix(step, role)
         return _gathered(_through(np.swapaxes(values, 0, 1), codes), into)
 
     def _vector(self, name: str | None) -> Array | float:
         """Return a bias times the code of the constant input; 0 where there is none."""
-        if name is None:
-            return 0.0
-        values = np.asarray(self._weights[name], np.float64).reshape(-1, 1)
-        return np.asarray(values * self._bias)
+        return 0.0 if name is None else self._values(name).reshape(-1, 1) * self._bias
 
     def _linear(self, step: Step) -> tuple[Array, Pull]:
-        name, turned = step.tensors["weight"], step.turned
-        codes = self._read(name, step.source, turned=turned)
-        codes = codes + self._vector(step.tensors.get("bias"))
-        return codes, lambda back: self._read_back(name, step.source, back, turned=turned)
+        codes = self._read(step, "weight", step.source) + self._vector(step.tensors.get("bias"))
+        return codes, lambda back: self._read_back(step, "weight", back)
 
     def _unitwise(self, step: Step) -> tuple[Array, Pull]:
-        values, _ = self._matrix(step.tensors["weight"])
+        name = step.tensors["weight"]
+        axes = self._architecture.axes[name]
+        place = next(number for number, axis in enumerate(axes) if axis is not None)
+        values = np.moveaxis(self._values(name), place, 0)
         kernel = values.reshape(len(values), -1)
         coins = kernel @ _seeded("space", kernel.shape[1])
         codes = coins * self._code(step.source) + self._vector(step.tensors.get("bias"))
@@ -260,13 +320,13 @@ class _Pass:
         if step.kind == "batch":
             codes = codes - self._vector(tensors.get("mean"))
             if "variance" in tensors:
-                variance = np.asarray(self._weights[tensors["variance"]], np.float64)
-                factor = factor / np.sqrt(np.abs(variance) + step.epsilon)[:, None]
+                variance = self._values(tensors["variance"]).reshape(-1, 1)
+                factor = factor / np.sqrt(np.abs(variance) + step.epsilon)
         else:
             codes = codes - codes.mean(axis=0) if centred else codes
             factor = factor / max(float(np.sqrt(np.mean(np.sum(codes**2, axis=1)))), 1e-300)
         if "gain" in tensors:
-            factor = factor * np.asarray(self._weights[tensors["gain"]], np.float64).reshape(-1, 1)
+            factor = factor * self._values(tensors["gain"]).reshape(-1, 1)
 
         def pull(back: Array) -> Array:
             back = factor * back
@@ -276,18 +336,30 @@ class _Pass:
 
     def _recurrent(self, step: Step) -> tuple[Array, Pull]:
         """Return the codes after one step from rest and one with that as the past."""
-        tensors, gates = step.tensors, GATES[step.kind]
-        read = self._read(tensors["weight"], step.source) + self._vector(tensors.get("bias"))
+        gates = GATES[step.kind]
+        read = self._read(step, "weight", step.source) + self._gate_bias(step, "bias")
         coins = _seeded("gate", 2 * gates)
         codes = _joined(read, coins[:gates])
-        matrix = self._matrix(tensors["recurrent"])[0][:, :, 0]
-        past = matrix @ codes + self._vector(tensors.get("recurrent_bias"))
+        matrix, _ = self._matrix(step, "recurrent")
+        past = _through(matrix, codes) + self._gate_bias(step, "recurrent_bias")
 
         def pull(back: Array) -> Array:
-            back = back + matrix.T @ _parted(back, coins[gates:])
-            return self._read_back(tensors["weight"], step.source, _parted(back, coins[:gates]))
+            matrix, _ = self._matrix(step, "recurrent")
+            back = back + _through(np.swapaxes(matrix, 0, 1), _parted(back, coins[gates:]))
+            return self._read_back(step, "weight", _parted(back, coins[:gates]))
 
         return codes + _joined(past, coins[gates:]), pull
+
+    def _gate_bias(self, step: Step, role: str) -> Array | float:
+        """Return what a bias of gates adds: both biases and directions may lie in one tensor."""
+        name = step.tensors.get(role)
+        if name is None:
+            return 0.0
+        axes = self._architecture.axes[name]
+        place = next(number for number, axis in enumerate(axes) if axis is not None)
+        values = np.moveaxis(self._values(name), place, -1)
+        places = GATES[step.kind] * self._architecture.groups[step.target].size
+        return np.asarray(values.reshape(-1, places).sum(axis=0)[:, None] * self._bias)
 
     def _gated(self, step: Step) -> tuple[Array, Pull]:
         """Keep the codes of the units inside and of their gates, and return what they add.
@@ -295,15 +367,13 @@ class _Pass:
         The units are those of the plain map, whose scale and sign the output takes back; a gate
         has neither, and its code enters nothing that follows.
         """
-        tensors = step.tensors
-        self._gates[step.inside] = self._read(tensors["gate"], step.source)
-        self._codes[step.inside] = self._read(tensors["up"], step.source)
+        self._gates[step.inside] = self._read(step, "gate", step.source)
+        self._codes[step.inside] = self._read(step, "up", step.source)
 
         def pull(back: Array) -> Array:
-            inside = self._read_back(tensors["output"], step.inside, back)
-            return self._read_back(tensors["up"], step.source, inside)
+            return self._read_back(step, "up", self._read_back(step, "output", back))
 
-        return self._read(tensors["output"], step.inside), pull
+        return self._read(step, "output", step.inside), pull
 
     def _attention(self, step: Step) -> tuple[Array, Pull]:
         """Keep a code for each head, and return what even attention adds to the target.
@@ -311,7 +381,8 @@ class _Pass:
         Queries and keys enter as (A·Q)ᵀ(A·K), values and outputs as their product, so that the
         channels of a head may be mixed.
         """
-        query, key, value, output = self._head_matrices(step)
+        query, key, value = self._heads_of(step)
+        output = self._outputs_of(step, value.shape[1])
         shared = [head * len(key) // len(query) for head in range(len(query))]
         stream = self._code(step.target)
         coins = _seeded("head", 6)
@@ -326,36 +397,35 @@ class _Pass:
 
         def pull(back: Array) -> Array:
             heard = np.zeros_like(value)
-            for head, source in enumerate(shared):
-                heard[source] += output[head].T @ back / len(query)
+            for head, matrix in enumerate(self._outputs_of(step, value.shape[1])):
+                heard[shared[head]] += matrix.T @ back / len(query)
             return self._values_back(step, heard.reshape(-1, WIDTH))
 
         return np.asarray(added) / len(query), pull
 
     def _values_back(self, step: Step, heard: Array) -> Array:
         """Return what reaches the source of an attention through its values."""
-        tensors = step.tensors
-        if "joint" in tensors:
-            heard = np.concatenate([np.zeros((2 * len(heard), WIDTH)), heard])
-        name = tensors.get("joint") or tensors["value"]
-        return self._read_back(name, step.source, heard, turned=step.turned)
+        if "joint" not in step.tensors:
+            return self._read_back(step, "value", heard)
+        return self._read_back(step, "joint", np.concatenate([np.zeros_like(heard)] * 2 + [heard]))
 
-    def _head_matrices(self, step: Step) -> tuple[Array, Array, Array, Array]:
-        """Return queries, keys and values as heads × channels × 64, outputs as heads × out × in."""
-        tensors, turned = step.tensors, step.turned
-        key_heads = self._architecture.groups[step.inside].size
+    def _heads_of(self, step: Step) -> tuple[Array, Array, Array]:
+        """Return queries, keys and values as heads × channels × 64."""
+        tensors = step.tensors
         roles = ("joint",) if "joint" in tensors else ("query", "key", "value")
         read = [
-            self._read(tensors[role], step.source, turned=turned)
-            + self._vector(tensors.get(f"{role}_bias"))
+            self._read(step, role, step.source) + self._vector(tensors.get(f"{role}_bias"))
             for role in roles
         ]
         query, key, value = np.split(read[0], 3) if len(read) == 1 else read
-        channels = len(key) // key_heads
-        out, _ = self._matrix(tensors["output"], turned=turned)
-        output = out[:, :, 0].reshape(len(out), -1, channels).transpose(1, 0, 2)
+        channels = len(key) // self._architecture.groups[step.inside].size
         query, key, value = (part.reshape(-1, channels, WIDTH) for part in (query, key, value))
-        return query, key, value, output
+        return query, key, value
+
+    def _outputs_of(self, step: Step, channels: int) -> Array:
+        """Return what heads write, as heads × out × channels."""
+        out, _ = self._matrix(step, "output")
+        return out[:, :, 0].reshape(len(out), -1, channels).transpose(1, 0, 2)
 
 
 def _seeded(stream: str, count: int) -> Array:
@@ -373,17 +443,17 @@ def _through(values: Array, codes: Array) -> Array:
     return np.asarray(sum((values[:, :, place] @ codes) * coins[place] for place in range(places)))
 
 
-def _spread(codes: Array, axis: Axis | None) -> Array:
+def _spread(codes: Array, axis: Axis) -> Array:
     """Return a code for each place of an axis that may hold every unit several times."""
-    if axis is None or axis.before * axis.inner == 1:
+    if axis.before * axis.inner == 1:
         return codes
     coins = _seeded("space", axis.before * axis.inner).reshape(axis.before, 1, axis.inner, WIDTH)
     return np.asarray((coins * codes[None, :, None, :]).reshape(-1, WIDTH))
 
 
-def _gathered(codes: Array, axis: Axis | None) -> Array:
+def _gathered(codes: Array, axis: Axis) -> Array:
     """Return one code for each unit from one for each place: the transposed `_spread`."""
-    if axis is None or axis.before * axis.inner == 1:
+    if axis.before * axis.inner == 1:
         return codes
     coins = _seeded("space", axis.before * axis.inner).reshape(axis.before, 1, axis.inner, WIDTH)
     return np.asarray((coins * codes.reshape(axis.before, -1, axis.inner, WIDTH)).sum(axis=(0, 2)))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from embedder.anchors import Units, anchored
+from embedder.anchors import Units, anchored, as_matrix
 from embedder.architecture import Architecture, Op, Step
 from embedder.errors import ArchitectureError
 from embedder.units import Gauge
@@ -180,16 +180,10 @@ def _kernels(
     name = step.tensors[role]
     source, target = ends or (step.source, step.target)
     values = np.asarray(weights[name], np.float64)
-    axes = architecture.axes[name]
-    if step.turned:
-        values, axes = np.swapaxes(values, 0, 1), (axes[1], axes[0], *axes[2:])
-    shape: list[int] = []
-    for axis, group in zip(axes, (target, source), strict=False):
-        if axis is None:
-            raise ArchitectureError(f"{name}: {group} has no axis in it")
-        shape += [axis.before, architecture.groups[group].size, axis.inner]
-    split = values.reshape(*shape, -1).transpose(1, 4, 0, 2, 3, 5, 6)
-    return split.reshape(shape[1], shape[4], -1)
+    matrix, out, into = as_matrix(values, architecture, name, (target, source), turned=step.turned)
+    shape = [architecture.groups[group].size for group in (target, source)]
+    split = matrix.reshape(out.before, shape[0], out.inner, into.before, shape[1], into.inner, -1)
+    return split.transpose(1, 4, 0, 2, 3, 5, 6).reshape(*shape, -1)
 
 
 def _between(kernels: NDArray[np.float64], step: Step, places: Places, role: str) -> Edges:

@@ -66,6 +66,8 @@ class Settings:
         rate: Step size at the beginning; it falls to zero along half a cosine.
         decay: Weight decay of the projection.
         dropout: Share of units that are left out of a mean in training.
+        noise: Largest length of what is added to a code of unit length, drawn as codes vary.
+        missing: Share of models that lose a part, as if their head had been replaced.
         curriculum: Whether simple models come first: p ∝ exp(−complexity / c), c growing.
     """
 
@@ -74,7 +76,9 @@ class Settings:
     families: int = 128
     rate: float = 1e-3
     decay: float = 1e-3
-    dropout: float = 0.1
+    dropout: float = 0.2
+    noise: float = 0.7
+    missing: float = 0.2
     curriculum: bool = True
 
 
@@ -98,6 +102,11 @@ def batch_of(members: Sequence[Member]) -> _Batch:
         even[part] = torch.from_numpy(np.concatenate([t.even for t in tokens]))
         model[part] = torch.from_numpy(np.repeat(np.arange(len(members)), counts))
     return _Batch(len(members), codes, even, model)
+
+
+def replace_in(tensors: Mapping[str, Tensor], name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """Return the tensors with one of them replaced."""
+    return {**tensors, name: tensor}
 
 
 class IdentityNetwork(nn.Module):
@@ -126,25 +135,46 @@ class IdentityNetwork(nn.Module):
             }
         )
 
-    def forward(self, batch: _Batch, dropout: float = 0.0) -> Tensor:
-        """Return the codes of a batch, (models, 256) of unit length."""
-        means = [self.mean(batch, part, dropout) for part in PARTS]
+    def forward(self, batch: _Batch, settings: Settings | None = None) -> Tensor:
+        """Return the codes of a batch, (models, 256) of unit length.
+
+        With settings, units are left out, moved and parts lost at random, as training wants it.
+        """
+        means = [self.mean(batch, part, settings) for part in PARTS]
         return nn.functional.normalize(torch.cat(means, dim=1) @ self.array("projection").T, dim=1)
 
-    def mean(self, batch: _Batch, part: str, dropout: float = 0.0) -> Tensor:
+    def mean(self, batch: _Batch, part: str, settings: Settings | None = None) -> Tensor:
         """Return what a part adds to the codes of a batch, (models, 256)."""
-        sums, counts = self._sums(batch, part, dropout)
+        if settings is not None:
+            batch = self._disturbed(batch, part, settings)
+        sums, counts = self._sums(batch, part)
         there = counts > 0
         means = sums / counts.clamp(min=1)[:, None] - self.array(f"{part}/centre")
         means = nn.functional.normalize(means, dim=1) * self.array(f"{part}/weight")
         return means * there[:, None]
 
-    def _sums(self, batch: _Batch, part: str, dropout: float) -> tuple[Tensor, Tensor]:
+    def _disturbed(self, batch: _Batch, part: str, settings: Settings) -> _Batch:
+        """Return a batch whose units in one part are fewer and moved at random."""
+        codes, even, model = batch.codes[part], batch.even[part], batch.model[part]
+        lost = torch.rand(batch.size) < settings.missing / len(PARTS)
+        kept = (torch.rand(len(codes)) >= settings.dropout) & ~lost[model]
+        codes, even, model = codes[kept], even[kept], model[kept]
+        # Training moves codes in the directions in which they vary: differences of two of them
+        # have that covariance. Each model moves by a length of its own.
+        other = torch.randint(max(len(codes), 1), (2, len(codes)))
+        step = (codes[other[0]] - codes[other[1]]) / np.sqrt(2)
+        strength = settings.noise * torch.rand(batch.size)[model, None]
+        moved = replace_in(batch.codes, part, codes + strength * step)
+        return _Batch(
+            batch.size,
+            moved,
+            replace_in(batch.even, part, even),
+            replace_in(batch.model, part, model),
+        )
+
+    def _sums(self, batch: _Batch, part: str) -> tuple[Tensor, Tensor]:
         """Return the features of each model's units, added up, and how many units there are."""
         codes, even, model = batch.codes[part], batch.even[part], batch.model[part]
-        if dropout and len(codes):
-            kept = torch.rand(len(codes)) >= dropout
-            codes, even, model = codes[kept], even[kept], model[kept]
         turned = codes @ self.array(f"{part}/turn")
         frequencies = self.array(f"{part}/frequencies")
         if part in PAIR_PARTS:
@@ -166,7 +196,7 @@ class IdentityNetwork(nn.Module):
         for part in PARTS:
             total, number = torch.zeros(FEATURES), 0.0
             for batch in batches:
-                sums, counts = self._sums(batch, part, 0.0)
+                sums, counts = self._sums(batch, part)
                 there = counts > 0
                 total += (sums[there] / counts[there][:, None]).sum(dim=0)
                 number += float(there.sum())
@@ -284,7 +314,7 @@ def _descend(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.steps)
     for step, batch in enumerate(_draws(members, settings)):
         loss = contrastive_loss(
-            network(batch_of(batch), settings.dropout),
+            network(batch_of(batch), settings),
             _numbers([member.family for member in batch]),
             _numbers([member.start for member in batch]),
         )
