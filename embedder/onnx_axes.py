@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from embedder.followed import Constant, Label, Value
 from embedder.onnx_values import GraphValues, Known, attribute_of, name_of
 from embedder.reshaping import moved, reshaped
-from embedder.tracing import Constant, Label, Value
 
 if TYPE_CHECKING:
     import onnx

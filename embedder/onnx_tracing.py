@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from embedder.architecture import Architecture
 from embedder.errors import ArchitectureError, MissingExtraError
+from embedder.followed import Constant, Label, Value
 from embedder.onnx_axes import AxisRules
 from embedder.onnx_values import Known, attribute_of, is_float
 from embedder.readers.onnx_file import OnnxFile
-from embedder.tracing import Constant, Label, Value
 from embedder.units import Gauge
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from embedder.errors import ArchitectureError
-from embedder.tracing import Constant, Label, Tracer, Value
+from embedder.followed import Constant, Label, Value
+from embedder.tracing import Tracer
 
 if TYPE_CHECKING:
     import onnx
@@ -42,7 +43,7 @@ class GraphValues:
             self.values[name] = Constant(name, shape, tuple(range(len(shape))), self.scalar(name))
         self.readers = Counter(name for node in graph.node for name in node.input)
         self.readers.update(info.name for info in graph.output)
-        self.tracer = Tracer(shapes)
+        self.tracer = Tracer(shapes=shapes)
 
     def scalar(self, name: str) -> float | None:
         """Return the one value of a constant, None if it has several or is not a float."""

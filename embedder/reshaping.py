@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from embedder.tracing import Label, Value
+from embedder.followed import Label, Value
 
 Shape = tuple[int | None, ...]
 
@@ -28,9 +28,6 @@ def moved(value: Value, order: Sequence[int]) -> Value:
 def reshaped(value: Value, sizes: Mapping[int, int], shape: Shape) -> tuple[Value, list[int]]:
     """Return a value in another shape, and the axes whose units could not be followed.
 
-    Axes are matched from both ends; what is left in the middle is one block, whose axes were
-    merged or split.
-
     Args:
         value: The value; its shape has to be known.
         sizes: Axis of the value → number of its units.
@@ -44,27 +41,62 @@ def reshaped(value: Value, sizes: Mapping[int, int], shape: Shape) -> tuple[Valu
     old = value.shape
     if old is None:
         return Value({}, shape), list(value.labels)
-    front = _matched(old, shape)
-    back = _matched(old[front:][::-1], shape[front:][::-1])
-    block = (old[front : len(old) - back], shape[front : len(shape) - back])
-    if any(block) and not _is_equal(*block):
-        return Value({}, shape), list(value.labels)
+    blocks = _aligned(old, shape)
     labels: dict[int, Label] = {}
     lost: list[int] = []
     for place, label in value.labels.items():
         axis = len(old) + place
-        if axis < front:
-            labels[axis - len(shape)] = label
-        elif axis >= len(old) - back:
-            labels[place] = label
+        block = next((pair for pair in blocks if axis in pair[0]), None)
+        found, new = None, 0
+        if block is not None:
+            before, after = [old[i] for i in block[0]], [shape[i] for i in block[1]]
+            found = _in_block(before, axis - block[0].start, label, sizes[place], after)
+            new = block[1].start - len(shape) + (found[0] if found else 0)
+        if found is None or new in labels:
+            lost.append(place)
         else:
-            found = _in_block(block[0], axis - front, label, sizes[place], block[1])
-            new = None if found is None else found[0] + front - len(shape)
-            if found is None or new is None or new in labels:
-                lost.append(place)
-            else:
-                labels[new] = found[1]
+            labels[new] = found[1]
     return Value(labels, shape), lost
+
+
+def _aligned(old: Shape, new: Shape) -> list[tuple[range, range]]:
+    """Return pairs of neighbouring axes, of the old and the new shape, that hold the same places.
+
+    Axes are matched from both ends; what is left in the middle was merged or split. Where sizes are
+    unknown, only what follows the last of them is certain.
+    """
+    front = _matched(old, new)
+    back = _matched(old[front:][::-1], new[front:][::-1])
+    middle = (range(front, len(old) - back), range(front, len(new) - back))
+    certain = _is_equal([old[i] for i in middle[0]], [new[i] for i in middle[1]])
+    if not certain:
+        front, back = 0, _matched(_known_end(old)[::-1], _known_end(new)[::-1])
+        starts = (
+            (i, j)
+            for i in range(len(old) - len(_known_end(old)), len(old) - back)
+            for j in range(len(new) - len(_known_end(new)), len(new) - back)
+        )
+        ends = (len(old) - back, len(new) - back)
+        middle = next(
+            (
+                (range(i, ends[0]), range(j, ends[1]))
+                for i, j in starts
+                if _is_equal(old[i : ends[0]], new[j : ends[1]])
+            ),
+            (range(0), range(0)),
+        )
+    single = [(range(i, i + 1), range(i, i + 1)) for i in range(front)]
+    single += [
+        (range(len(old) - i - 1, len(old) - i), range(len(new) - i - 1, len(new) - i))
+        for i in range(back)
+    ]
+    return [*single, middle]
+
+
+def _known_end(shape: Shape) -> Shape:
+    """Return the axes after the last one of unknown size."""
+    unknown = [place for place, size in enumerate(shape) if size is None]
+    return shape[max(unknown, default=-1) + 1 :]
 
 
 def _matched(old: Shape, new: Shape) -> int:
@@ -75,7 +107,7 @@ def _matched(old: Shape, new: Shape) -> int:
     return count
 
 
-def _is_equal(old: Shape, new: Shape) -> bool:
+def _is_equal(old: Sequence[int | None], new: Sequence[int | None]) -> bool:
     """Say whether two blocks certainly hold as many places."""
     sizes = [size for size in (*old, *new) if size is not None]
     known = len(sizes) == len(old) + len(new)
@@ -83,9 +115,11 @@ def _is_equal(old: Shape, new: Shape) -> bool:
 
 
 def _in_block(
-    old: Shape, axis: int, label: Label, size: int, new: Shape
+    old: Sequence[int | None], axis: int, label: Label, size: int, new: Sequence[int | None]
 ) -> tuple[int, Label] | None:
     """Return the new axis of units in a block whose sizes are known, and how they lie there."""
+    if len(old) == len(new) == 1:
+        return 0, label
     if label.inner is None:
         return None
     before = math.prod(s or 0 for s in old[:axis]) * label.before

@@ -170,24 +170,32 @@ def folded(weights: Weights, architecture: Architecture) -> dict[str, Values]:
         ArchitectureError: The weights are not those described, or hold NaN.
     """
     _check(weights, architecture, finite=True)
+    uses = [name for step in architecture.steps for name in step.tensors.values()]
     factors: dict[str, Values] = {}
     gains: dict[str, Values] = {}
     for step in architecture.steps:
-        target = architecture.groups[step.target]
-        alone = step.op == Op.NORM and step.target != step.source and "gain" in step.tensors
-        if alone and target.gauge == Gauge.SCALE:
+        if _goes_into_readers(architecture, step, uses):
             gain = weights[step.tensors["gain"]].astype(np.float64)
-            left = np.where(gain == 0, 0, 1 if target.activation == "linear" else np.sign(gain))
+            linear = architecture.groups[step.target].activation == "linear"
+            left = np.where(gain == 0, 0, 1 if linear else np.sign(gain))
             factors[step.target] = np.where(gain == 0, 1, left / np.where(gain == 0, 1, gain))
             gains[step.tensors["gain"]] = left.astype(weights[step.tensors["gain"]].dtype)
     result = multiplied(weights, architecture, factors) | gains
-    uses = [name for step in architecture.steps for name in step.tensors.values()]
     for place, step in enumerate(architecture.steps):
         if step.op == Op.NORM and step.kind == "batch" and step.target == step.source:
             before = [s for s in architecture.steps[:place] if s.target == step.source]
             if before and _can_fold(before[-1], step, architecture, uses):
                 _fold(result, architecture, before[-1], step)
     return result
+
+
+def _goes_into_readers(architecture: Architecture, step: Step, uses: list[str]) -> bool:
+    """Say whether the gain of a norm may go into what reads it."""
+    if step.op != Op.NORM or step.target == step.source or "gain" not in step.tensors:
+        return False
+    norms = [s for s in architecture.steps if s.op == Op.NORM and s.target == step.target]
+    alone = len(norms) == 1 and uses.count(step.tensors["gain"]) == 1
+    return alone and architecture.groups[step.target].gauge == Gauge.SCALE
 
 
 def _can_fold(before: Step, norm: Step, architecture: Architecture, uses: list[str]) -> bool:

@@ -16,7 +16,8 @@ from torch.nn import functional
 
 from embedder.architecture import Architecture
 from embedder.errors import ArchitectureError
-from embedder.tracing import Constant, Label, Tracer, Value
+from embedder.followed import Constant, Label, Value
+from embedder.tracing import Tracer
 from embedder.units import Gauge
 
 _ACTIVATIONS: dict[object, str] = {
@@ -85,7 +86,7 @@ class _Walk:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.shapes = {name: tuple(w.shape) for name, w in module.state_dict().items()}
-        self.tracer = Tracer(self.shapes)
+        self.tracer = Tracer(shapes=self.shapes)
         self.values: dict[fx.Node, Known] = {}
 
     def run(self, graph: fx.Graph) -> Architecture:

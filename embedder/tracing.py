@@ -10,74 +10,13 @@ Steps name what writes and reads units, not how values meet: a product of two ma
 their sum, and attention as its four matrices, with heads that stay where they are.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from embedder.architecture import Architecture, Op, Step
 from embedder.errors import ArchitectureError
+from embedder.followed import Constant, FollowedUnits, Label, Value
 from embedder.units import Axis, Gauge, Group
-
-HOMOGENEOUS = frozenset({"relu", "leaky_relu", "prelu"})
-"""Activations that let a positive scale through."""
-
-ODD = frozenset({"tanh", "erf", "sin"})
-"""Activations that let a sign through."""
-
-
-@dataclass(frozen=True, slots=True)
-class Label:
-    """Units along an axis: place (a · size + unit) · inner + b, as in `Axis`.
-
-    `inner` is None where a map was flattened whose size the graph does not say.
-    """
-
-    units: int
-    before: int = 1
-    inner: int | None = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Value:
-    """What is computed on the way.
-
-    Args:
-        labels: Axis, counted from the end (−1 is the last) → units along it.
-        shape: Its shape, None for a size that the graph does not say; None if not even the number
-            of axes is known.
-        fresh: Number of the step that made it, where nothing else was added since.
-    """
-
-    labels: Mapping[int, Label] = field(default_factory=dict)
-    shape: tuple[int | None, ...] | None = None
-    fresh: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Constant:
-    """A tensor of the model, or a view of one.
-
-    Args:
-        name: Its name; empty for one that was computed from others, which nothing can follow.
-        shape: The shape of the view.
-        stored: For each axis of the view, the axis of the tensor; None for one of length 1 that
-            was put in.
-        scalar: Its value, where it has a single one that is known.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    stored: tuple[int | None, ...]
-    scalar: float | None = None
-
-
-@dataclass(slots=True)
-class _Units:
-    size: int
-    named: bool = False
-    scale: bool = True
-    sign: bool = True
-    activation: str = "linear"
-    tied: int | None = None
 
 
 @dataclass(slots=True)
@@ -90,98 +29,12 @@ class _Draft:
 
 
 @dataclass
-class Tracer:
+class Tracer(FollowedUnits):
     """Collects units, axes and steps while a graph is walked."""
 
-    shapes: Mapping[str, tuple[int, ...]]
-    _units: list[_Units] = field(default_factory=list)
-    _same: list[int] = field(default_factory=list)
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     _axes: dict[str, list[_Draft | None]] = field(default_factory=dict)
     _steps: list[Step] = field(default_factory=list)
-
-    # -------------------------------------------------------------- units
-
-    def new_units(self, size: int, *, named: bool = False, tied: int | None = None) -> int:
-        """Return new units."""
-        self._units.append(_Units(size, named=named, tied=tied))
-        self._same.append(len(self._same))
-        return len(self._same) - 1
-
-    def find(self, units: int) -> int:
-        """Return the units that stand for all that were joined."""
-        while self._same[units] != units:
-            units = self._same[units]
-        return units
-
-    def join(self, first: int, second: int) -> None:
-        """Make two units the same, with one order and one scale."""
-        a, b = self.find(first), self.find(second)
-        if a == b:
-            return
-        one, other = self._units[a], self._units[b]
-        if one.size != other.size:
-            raise ArchitectureError(f"{one.size} units are added to {other.size}")
-        self._same[b] = a
-        one.named |= other.named
-        one.scale &= other.scale
-        one.sign &= other.sign
-        one.activation = other.activation if one.activation == "linear" else one.activation
-        ties = [units.tied for units in (one, other) if units.tied is not None]
-        one.tied = ties[0] if ties else None
-        if len(ties) == 2:
-            self.join(*ties)
-        self._break_circle(a)
-
-    def _break_circle(self, units: int) -> None:
-        """Join units that are tied to themselves in a circle, as by a sum around a convolution."""
-        chain: list[int] = []
-        tied = self._units[self.find(units)].tied
-        while tied is not None:
-            if self.find(tied) == self.find(units):
-                self._units[self.find(units)].tied = None
-                for link in chain:
-                    self.join(units, link)
-                return
-            chain.append(tied)
-            tied = self._units[self.find(tied)].tied
-
-    def keep(self, value: Value, places: Iterable[int] | None = None) -> None:
-        """Give the units of a value, or of some of its axes, a meaning: they stay as they are."""
-        for place in value.labels if places is None else places:
-            if place in value.labels:
-                self._units[self.find(value.labels[place].units)].named = True
-
-    def fix(self, value: Value, *, sign: bool = True, scale: bool = True) -> None:
-        """Take away the scale, the sign or both of a value's units."""
-        for label in value.labels.values():
-            units = self._units[self.find(label.units)]
-            units.scale &= not scale
-            units.sign &= not sign
-
-    def keep_all(self, values: Sequence[Value], place: int) -> None:
-        """Give the units of several values on one axis a meaning."""
-        for value in values:
-            if place in value.labels:
-                self.keep(value, [place])
-
-    def fix_all(self, values: Sequence[Value], place: int) -> None:
-        """Take away scale and sign of the units of several values on one axis."""
-        for value in values:
-            if place in value.labels:
-                self.fix(Value({place: value.labels[place]}))
-
-    def size(self, label: Label) -> int:
-        """Return the number of units of a label."""
-        return self._units[self.find(label.units)].size
-
-    def activate(self, value: Value, activation: str) -> Value:
-        """Return a value after a function of each element."""
-        self.fix(value, scale=activation not in HOMOGENEOUS, sign=activation not in ODD)
-        for label in value.labels.values():
-            units = self._units[self.find(label.units)]
-            if units.activation == "linear":
-                units.activation = activation
-        return Value(value.labels, value.shape)
 
     # -------------------------------------------------------------- layers
 
@@ -268,7 +121,7 @@ class Tracer:
             target = label.units
         else:
             self.fix(value)
-            target = self.new_units(self._units[self.find(label.units)].size, tied=label.units)
+            target = self.new_units(self.units[self.find(label.units)].size, tied=label.units)
         after = Label(target, label.before, label.inner)
         tensors = {
             role: self.vector(
@@ -306,7 +159,7 @@ class Tracer:
             both = Label(target, before=2 * gates)
             tensors["bias"] = self._describe(weights[2], {1: _Draft(both, 1)})
         self._add(Op.RECURRENT, label.units, target, tensors, kind=kind)
-        units = self._units[target]
+        units = self.units[target]
         units.scale = False
         units.sign = kind == "elman"
         units.activation = "tanh" if kind == "elman" else "sigmoid"
@@ -330,8 +183,6 @@ class Tracer:
         if axes:
             self._describe(constant, axes)
 
-    # -------------------------------------------------------------- axes
-
     def _fitting(self, value: Value, at: int, size: int) -> Label:
         """Return the label that is read, one of inputs with a meaning if there is none."""
         label = value.labels.get(at)
@@ -341,7 +192,7 @@ class Tracer:
 
     def _sized(self, label: Label, length: int) -> Label:
         """Return a label that fills a length, its flattened map measured by it."""
-        places = self._units[self.find(label.units)].size * label.before
+        places = self.units[self.find(label.units)].size * label.before
         inner = label.inner if label.inner is not None else max(length // places, 1)
         if places * inner != length:
             raise ArchitectureError(f"{places * inner} places of units meet {length}")
@@ -353,7 +204,7 @@ class Tracer:
         for place, draft in axes.items():
             stored = constant.stored[place] if constant.name else None
             if stored is None:
-                self._units[self.find(draft.label.units)].named = True
+                self.units[self.find(draft.label.units)].named = True
             else:
                 drafts[stored] = draft
         if not constant.name:
@@ -371,7 +222,7 @@ class Tracer:
             if one is None or other is None or not self._joined(one, other):
                 for draft in (one, other):
                     if draft is not None:
-                        self._units[self.find(draft.label.units)].named = True
+                        self.units[self.find(draft.label.units)].named = True
             elif (one.power, one.source) != (other.power, other.source):
                 for units in (one.label.units, one.source, other.source):
                     if units is not None:
@@ -427,7 +278,7 @@ class Tracer:
             )
             for step in self._steps
         )
-        roots = sorted({self.find(units) for units in range(len(self._units))})
+        roots = sorted({self.find(units) for units in range(len(self.units))})
         groups = {self._name(root): self._group(root) for root in roots}
         return Architecture(family, groups, axes, steps)
 
@@ -435,7 +286,7 @@ class Tracer:
         return f"units{self.find(units)}"
 
     def _group(self, root: int) -> Group:
-        units = self._units[root]
+        units = self.units[root]
         gauge = Gauge.ORDER
         if units.named:
             gauge = Gauge.NAMED

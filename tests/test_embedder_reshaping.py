@@ -8,8 +8,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from embedder.followed import Label, Value
 from embedder.reshaping import moved, reshaped
-from embedder.tracing import Label, Value
 
 SHAPES = st.lists(st.integers(1, 4), min_size=1, max_size=4)
 
@@ -93,6 +93,10 @@ def test_sizes_that_are_not_known_are_not_guessed() -> None:
     assert reshaped(value, {-2: 8}, (None, None))[1] == [-2]
     assert reshaped(value, {-2: 8}, (None, 8, None))[1] == []
     assert reshaped(Value({-1: Label(0)}), {-1: 8}, (8, 1))[1] == [-1]
+    merged, lost = reshaped(Value({-1: Label(0)}, (None, None, 8)), {-1: 8}, (None, 8))
+    assert (merged.labels, lost) == ({-1: Label(0)}, [])
+    split, lost = reshaped(Value({-1: Label(0, inner=2)}, (None, None, 8)), {-1: 4}, (None, 4, 2))
+    assert (split.labels, lost) == ({-2: Label(0)}, [])
     for new in permutations((None, 2, 4)):
         found, lost = reshaped(Value({-1: Label(0)}, (None, 8)), {-1: 8}, new)
         assert lost == [-1]

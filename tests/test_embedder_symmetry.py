@@ -346,6 +346,21 @@ class TestFolding:
         found = folded(case.weights, case.architecture)
         np.testing.assert_array_equal(found["model.norm.weight"], case.weights["model.norm.weight"])
 
+    def test_gains_of_two_norms_that_are_added_stay(self) -> None:
+        b = Builder("x").input("in", 2).linear("w", "in", "h", 3).linear("v", "in", "g", 3)
+        b.norm("h", "layer", gain="a", target="sum")
+        b.linear("u", "sum", "out", 2, named=True)
+        found = b.build()
+        again = replace(found.steps[2], tensors={"gain": "b"})
+        found = replace(
+            found, steps=(*found.steps, again), axes={**found.axes, "b": found.axes["a"]}
+        )
+        rng = np.random.default_rng(0)
+        weights: Weights = {name: rng.normal(size=(3,)) for name in ("a", "b")}
+        weights |= {"w": rng.normal(size=(3, 2)), "v": rng.normal(size=(3, 2))}
+        weights["u"] = rng.normal(size=(2, 3))
+        same(folded(weights, found), weights)
+
     def test_a_gain_of_zero_stays_zero(self) -> None:
         case = CASES["llama"]()
         gain = case.weights["model.layers.0.input_layernorm.weight"]

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
@@ -198,3 +200,84 @@ def test_units_that_are_seen_from_another_side_keep_their_places() -> None:
     assert change_of(module, found, torch.randn(5, 4), "permuted") < 1e-11
     free = [group.size for group in found.groups.values() if group.gauge != "named"]
     assert free == [5]
+
+
+class Program(nn.Module):
+    """A network of random layers: each line reads values that were made before it."""
+
+    def __init__(self, seed: int, *, space: bool) -> None:
+        super().__init__()
+        rng = np.random.default_rng(seed)
+        self.space, self.lines = space, list[tuple[str, int, int]]()
+        self.layers = nn.ModuleDict()
+        self.shifts = nn.ParameterDict()
+        widths = [3]
+        names = ["map", "map", "function", "add", "add", "multiply", "shift", "stretch", "one"]
+        names += ["batch", "layer", "slope"] + ["deep", "pool"] * space
+        for number in range(1, int(rng.integers(4, 12))):
+            kind = str(rng.choice(names))
+            first = int(rng.integers(len(widths)))
+            alike = [p for p, width in enumerate(widths) if width == widths[first]]
+            self.lines.append((kind, first, int(rng.choice(alike))))
+            widths.append(int(rng.choice([4, 5])) if kind == "map" else widths[first])
+            self.make(kind, str(number), widths[first], widths[-1], rng)
+        self.head = nn.Conv2d(widths[-1], 2, 1) if space else nn.Linear(widths[-1], 2)
+
+    def make(self, kind: str, name: str, into: int, out: int, rng: np.random.Generator) -> None:
+        bias = bool(rng.integers(2))
+        flat: dict[str, Callable[[], nn.Module]] = {
+            "map": lambda: nn.Linear(into, out, bias=bias),
+            "batch": lambda: nn.BatchNorm1d(out),
+            "layer": lambda: nn.LayerNorm(out),
+            "slope": lambda: nn.PReLU(out if bias else 1),
+        }
+        spatial: dict[str, Callable[[], nn.Module]] = {
+            "map": lambda: nn.Conv2d(into, out, 1, bias=bias),
+            "batch": lambda: nn.BatchNorm2d(out),
+            "deep": lambda: nn.Conv2d(out, out, 3, padding=1, groups=out, bias=bias),
+            "pool": lambda: [nn.MaxPool2d, nn.AvgPool2d][int(bias)](3, 1, 1),
+            "slope": flat["slope"],
+        }
+        functions = [nn.ReLU(), nn.Tanh(), nn.GELU(), nn.LeakyReLU(), nn.Sigmoid(), nn.Identity()]
+        if kind == "function":
+            self.layers[name] = functions[int(rng.integers(len(functions)))]
+        elif kind in (made := spatial if self.space else flat):
+            self.layers[name] = made[kind]()
+        elif kind in ("shift", "stretch"):
+            size = (out, 1, 1) if self.space else (out,)
+            self.shifts[name] = nn.Parameter(torch.randn(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = [x]
+        for number, (kind, first, second) in enumerate(self.lines, 1):
+            a, b, name = values[first], values[second], str(number)
+            if kind == "add":
+                values.append(a + b)
+            elif kind == "multiply":
+                values.append(a * b)
+            elif kind == "shift":
+                values.append(a + self.shifts[name])
+            elif kind == "stretch":
+                values.append(a * self.shifts[name])
+            elif kind == "one":
+                values.append(a + 1)
+            elif name in self.layers:
+                values.append(self.layers[name](a))
+            else:
+                values.append(a)
+        found: Tensor = self.head(values[-1])
+        return found
+
+
+@given(st.integers(0, 10**6), st.booleans(), st.sampled_from(list(SYMMETRIES)))
+@settings(deadline=None, max_examples=40)
+def test_whatever_is_built_computes_the_same(seed: int, space: bool, symmetry: str) -> None:
+    torch.manual_seed(seed)
+    module = ready(lambda: Program(seed, space=space))
+    try:
+        found = describe_module(module)
+    except ArchitectureError as error:
+        assume("no hidden units" not in str(error))
+        raise
+    inputs = torch.randn(2, 3, 3, 3) if space else torch.randn(4, 3)
+    assert change_of(module, found, inputs, symmetry) < 1e-9

@@ -1,0 +1,160 @@
+"""Units that are followed through a graph, and the values that carry them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from embedder.errors import ArchitectureError
+
+HOMOGENEOUS = frozenset({"relu", "leaky_relu", "prelu"})
+"""Activations that let a positive scale through."""
+
+ODD = frozenset({"tanh", "erf", "sin"})
+"""Activations that let a sign through."""
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """Units along an axis: place (a · size + unit) · inner + b, as in `Axis`.
+
+    `inner` is None where a map was flattened whose size the graph does not say.
+    """
+
+    units: int
+    before: int = 1
+    inner: int | None = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """What is computed on the way.
+
+    Args:
+        labels: Axis, counted from the end (−1 is the last) → units along it.
+        shape: Its shape, None for a size that the graph does not say; None if not even the number
+            of axes is known.
+        fresh: Number of the step that made it, where nothing else was added since.
+    """
+
+    labels: Mapping[int, Label] = field(default_factory=dict)
+    shape: tuple[int | None, ...] | None = None
+    fresh: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """A tensor of the model, or a view of one.
+
+    Args:
+        name: Its name; empty for one that was computed from others, which nothing can follow.
+        shape: The shape of the view.
+        stored: For each axis of the view, the axis of the tensor; None for one of length 1 that
+            was put in.
+        scalar: Its value, where it has a single one that is known.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    stored: tuple[int | None, ...]
+    scalar: float | None = None
+
+
+@dataclass(slots=True)
+class Units:
+    """Units before it is known which others they are joined with, and what they allow."""
+
+    size: int
+    named: bool = False
+    scale: bool = True
+    sign: bool = True
+    activation: str = "linear"
+    tied: int | None = None
+
+
+@dataclass
+class FollowedUnits:
+    """All units of a graph; some of them turn out to be the same."""
+
+    units: list[Units] = field(default_factory=list)
+    same: list[int] = field(default_factory=list)
+
+    def new_units(self, size: int, *, named: bool = False, tied: int | None = None) -> int:
+        """Return new units."""
+        self.units.append(Units(size, named=named, tied=tied))
+        self.same.append(len(self.same))
+        return len(self.same) - 1
+
+    def find(self, units: int) -> int:
+        """Return the units that stand for all that were joined."""
+        while self.same[units] != units:
+            units = self.same[units]
+        return units
+
+    def join(self, first: int, second: int) -> None:
+        """Make two units the same, with one order and one scale."""
+        a, b = self.find(first), self.find(second)
+        if a == b:
+            return
+        one, other = self.units[a], self.units[b]
+        if one.size != other.size:
+            raise ArchitectureError(f"{one.size} units are added to {other.size}")
+        self.same[b] = a
+        one.named |= other.named
+        one.scale &= other.scale
+        one.sign &= other.sign
+        one.activation = other.activation if one.activation == "linear" else one.activation
+        ties = [units.tied for units in (one, other) if units.tied is not None]
+        one.tied = ties[0] if ties else None
+        if len(ties) == 2:
+            self.join(*ties)
+        self._break_circle(a)
+
+    def _break_circle(self, units: int) -> None:
+        """Join units that are tied to themselves in a circle, as by a sum around a convolution."""
+        chain: list[int] = []
+        tied = self.units[self.find(units)].tied
+        while tied is not None:
+            if self.find(tied) == self.find(units):
+                self.units[self.find(units)].tied = None
+                for link in chain:
+                    self.join(units, link)
+                return
+            chain.append(tied)
+            tied = self.units[self.find(tied)].tied
+
+    def keep(self, value: Value, places: Iterable[int] | None = None) -> None:
+        """Give the units of a value, or of some of its axes, a meaning: they stay as they are."""
+        for place in value.labels if places is None else places:
+            if place in value.labels:
+                self.units[self.find(value.labels[place].units)].named = True
+
+    def fix(self, value: Value, *, sign: bool = True, scale: bool = True) -> None:
+        """Take away the scale, the sign or both of a value's units."""
+        for label in value.labels.values():
+            units = self.units[self.find(label.units)]
+            units.scale &= not scale
+            units.sign &= not sign
+
+    def keep_all(self, values: Sequence[Value], place: int) -> None:
+        """Give the units of several values on one axis a meaning."""
+        for value in values:
+            if place in value.labels:
+                self.keep(value, [place])
+
+    def fix_all(self, values: Sequence[Value], place: int) -> None:
+        """Take away scale and sign of the units of several values on one axis."""
+        for value in values:
+            if place in value.labels:
+                self.fix(Value({place: value.labels[place]}))
+
+    def size(self, label: Label) -> int:
+        """Return the number of units of a label."""
+        return self.units[self.find(label.units)].size
+
+    def activate(self, value: Value, activation: str) -> Value:
+        """Return a value after a function of each element."""
+        self.fix(value, scale=activation not in HOMOGENEOUS, sign=activation not in ODD)
+        for label in value.labels.values():
+            units = self.units[self.find(label.units)]
+            if units.activation == "linear":
+                units.activation = activation
+        return Value(value.labels, value.shape)
