@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from embedder.architecture import GATES, Architecture, Op, Step
 from embedder.errors import ArchitectureError
 from embedder.sketch import signs
+from embedder.tucker import head_spectrum
 from embedder.units import Axis, Gauge
 
 Array = NDArray[np.float64]
@@ -58,6 +59,7 @@ class Units:
         heads: Whether they are the heads of an attention.
         gates: Whether they are the gates of a gated map, whose units come just before.
         scaled: Whether each may have any scale, so that its lengths say nothing by themselves.
+        spectrum: (heads, 13) of the score matrices (`embedder.tucker`); none for other units.
     """
 
     group: str
@@ -70,6 +72,7 @@ class Units:
     heads: bool = False
     gates: bool = False
     scaled: bool = False
+    spectrum: Array | None = None
 
 
 def anchored(
@@ -163,6 +166,7 @@ class _Pass:
         self._weights, self._architecture = weights, architecture
         self._codes: dict[str, Array] = {}
         self._heads: dict[str, Array] = {}
+        self._spectra: dict[str, Array] = {}
         self._gates: dict[str, Array] = {}
         self._depth: dict[str, int] = {}
         self._pulls: list[Pull] = []
@@ -251,6 +255,7 @@ class _Pass:
             reach,
             heads=name in self._heads,
             scaled=gated or group.gauge is Gauge.SCALE,
+            spectrum=self._spectra.get(name),
         )
 
     def _code(self, name: str) -> Array:
@@ -387,12 +392,12 @@ class _Pass:
         stream = self._code(step.target)
         coins = _seeded("head", 6)
         codes = np.zeros((len(query), WIDTH))
+        scores = query.transpose(0, 2, 1) @ key[shared]
         for head, source in enumerate(shared):
-            scores = query[head].T @ key[source]
             moved = (stream.T @ output[head]) @ value[source]
-            parts = (scores @ coins[0], scores.T @ coins[1], moved @ coins[2])
+            parts = (scores[head] @ coins[0], scores[head].T @ coins[1], moved @ coins[2])
             codes[head] = sum(_unit(p) * c for p, c in zip(parts, coins[3:], strict=True))
-        self._heads[step.inside] = codes
+        self._heads[step.inside], self._spectra[step.inside] = codes, head_spectrum(scores)
         added = sum(output[head] @ value[source] for head, source in enumerate(shared))
 
         def pull(back: Array) -> Array:

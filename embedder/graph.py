@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from embedder.anchors import Units, anchored, as_matrix
 from embedder.architecture import Architecture, Op, Step
 from embedder.errors import ArchitectureError
+from embedder.tucker import SPECTRUM
 from embedder.units import Gauge
 
 Array = NDArray[np.float32]
@@ -39,6 +40,7 @@ class WeightGraph:
         scalars: (nodes, 9) log ‖F‖‖B‖ against the mean of its layer, the same of ‖F‖ where it may
             not be scaled, depth from 0 to 1, log of the layer's size, whether a code stands for its
             negative too; then one-hot: kind of the node.
+        spectra: (nodes, 13) of heads, what their scores are like (`embedder.tucker`); else zeros.
         layer: (nodes,) which layer a node is in, counted in the order of the forward pass.
         edges: (2, edges) source and target.
         edge_features: (edges, 7) the invariant weight against the root mean square of its tensor
@@ -49,15 +51,22 @@ class WeightGraph:
     forward: Array
     backward: Array
     scalars: Array
+    spectra: Array
     layer: NDArray[np.int64]
     edges: NDArray[np.int64]
     edge_features: Array
 
 
 def weight_graph(
-    weights: Mapping[str, NDArray[np.floating]], architecture: Architecture
+    weights: Mapping[str, NDArray[np.floating]], architecture: Architecture, *, gauge: bool = True
 ) -> WeightGraph:
     """Return the weight graph of a model.
+
+    Args:
+        weights: Name → values.
+        architecture: What the axes mean.
+        gauge: Whether scales and signs are taken out. Without, edges are the bare weights and each
+            unit tells how much it reads; only the order stays free. For ablations.
 
     Raises:
         ArchitectureError: As `anchored`; or the model has no hidden units that could be nodes.
@@ -73,9 +82,11 @@ def weight_graph(
     units = anchored(weights, architecture)
     if not units:
         raise ArchitectureError("the model has no hidden units")
+    if not gauge:
+        units = [_with_scale(group) for group in units]
     starts = np.cumsum([0, *(len(group.read) for group in units)])
     places = {
-        group.group: (int(start), group)
+        group.group: (int(start), group if gauge else _without_lengths(group))
         for start, group in zip(starts, units, strict=False)
         if not group.gates
     }
@@ -87,10 +98,28 @@ def weight_graph(
         forward=np.concatenate([group.forward for group in units]).astype(np.float32),
         backward=np.concatenate([group.backward for group in units]).astype(np.float32),
         scalars=np.concatenate([_scalars(group, len(architecture.steps)) for group in units]),
+        spectra=np.concatenate([_spectra(group) for group in units]),
         layer=np.repeat(np.arange(len(units)), np.diff(starts)),
         edges=np.concatenate([pairs for pairs, _ in found], axis=1),
         edge_features=np.concatenate([features for _, features in found]),
     )
+
+
+def _with_scale(group: Units) -> Units:
+    """Return units as if each had to keep its scale and sign."""
+    named = group.gauge is Gauge.NAMED
+    return replace(group, scaled=False, gauge=Gauge.NAMED if named else Gauge.ORDER)
+
+
+def _without_lengths(group: Units) -> Units:
+    """Return units whose lengths change no edge."""
+    return replace(group, read=np.ones_like(group.read), reach=np.ones_like(group.reach))
+
+
+def _spectra(group: Units) -> Array:
+    if group.spectrum is None:
+        return np.zeros((len(group.read), SPECTRUM), np.float32)
+    return group.spectrum.astype(np.float32)
 
 
 def _scalars(group: Units, steps: int) -> Array:

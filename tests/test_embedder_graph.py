@@ -7,7 +7,7 @@ from embedder.architecture import Architecture
 from embedder.errors import ArchitectureError
 from embedder.graph import EDGE_ROLES, NODE_KINDS, SCALARS, WeightGraph, weight_graph
 from embedder.symmetry import flipped, permuted, rescaled
-from test_embedder_anchors import ARCHITECTURES, drawn, mlp
+from test_embedder_anchors import ARCHITECTURES, Change, drawn, mlp
 
 
 def told(graph: WeightGraph) -> np.ndarray:
@@ -37,6 +37,19 @@ class TestInvariance:
             np.testing.assert_allclose(np.sort(a, axis=0), np.sort(b, axis=0), atol=2e-4)
         assert told(before).shape == told(after).shape
 
+    @pytest.mark.parametrize("change", [rescaled, flipped])
+    def test_without_the_gauge_a_scale_or_a_sign_shows(self, change: Change) -> None:
+        network = mlp("relu" if change is rescaled else "tanh")
+        weights = drawn(network)
+        other = change(weights, network, np.random.default_rng(3))
+        before, after = (weight_graph(w, network, gauge=False) for w in (weights, other))
+        assert np.abs(before.edge_features - after.edge_features).max() > 0.1
+        again = permuted(weights, network, np.random.default_rng(3))
+        moved = weight_graph(again, network, gauge=False)
+        np.testing.assert_allclose(
+            np.sort(before.edge_features, axis=0), np.sort(moved.edge_features, axis=0), atol=1e-5
+        )
+
     def test_edges_go_along_when_units_change_places(self) -> None:
         network = mlp("relu")
         weights = drawn(network)
@@ -63,6 +76,8 @@ class TestContent:
         assert (graph.scalars[:, -len(NODE_KINDS) :].sum(axis=1) == 1).all()
         assert graph.edges.size == 0 or graph.edges.max() < nodes
         assert np.isfinite(graph.scalars).all()
+        heads = graph.scalars[:, -len(NODE_KINDS) + NODE_KINDS.index("head")] == 1
+        assert (graph.spectra.any(axis=1) == heads).all()
         assert np.isfinite(graph.edge_features).all()
 
     @pytest.mark.parametrize(
