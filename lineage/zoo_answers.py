@@ -8,8 +8,9 @@ from typing import Any
 
 from embedder.errors import ModelLineageError
 from embedder.zoo.building import Built
+from embedder.zoo.collecting import Collected
 from embedder.zoo.labels import NAMES
-from embedder.zoo.shards import Row, Zoo
+from embedder.zoo.shards import COLLECTED, Row, Zoo
 from lineage.answers import done_json
 from lineage.rendering import Table
 from lineage.tables import plural
@@ -40,6 +41,30 @@ def build_table(answer: Json) -> Table:
     closing = [f"limit   {limit}" for limit in answer["limits"]]
     closing.append(f"{plural(answer['models'], 'model')} in {answer['folder']}; {shards}.")
     return Table(("role", "models"), rows, "\n".join(closing))
+
+
+def collect_json(collected: Collected) -> Json:
+    """Return the answer of `zoo collect`."""
+    added = [
+        {"id": row["id"], "model": row["population"], "kind": row["kind"]}
+        for row in collected.added
+    ]
+    facts = {
+        "folder": str(collected.folder),
+        "added": added,
+        "kept": collected.kept,
+        "limits": collected.left_out,
+    }
+    return done_json("zoo-collect", facts, str(collected.folder))
+
+
+def collect_table(answer: Json) -> Table:
+    """Return the table of `zoo collect`: one row a model that was taken."""
+    rows = [(model["id"], model["model"], model["kind"]) for model in answer["added"]]
+    closing = [f"limit   {limit}" for limit in answer["limits"]]
+    kept = f"{len(answer['kept']):,} there already"
+    closing.append(f"{plural(len(rows), 'model')} taken, {kept}.")
+    return Table(("id", "model", "kind"), rows, "\n".join(closing))
 
 
 def list_json(zoo: Zoo, wanted: Mapping[str, str]) -> Json:
@@ -84,11 +109,20 @@ def describe_json(zoo: Zoo, model: str) -> Json:
     recipe = {name: value for name, value in row.items() if name not in NAMES}
     facts = {
         "model": model,
-        "made": {**recipe, "design": json.loads(row["design"])},
+        "made": {**recipe, "design": _design(row)},
         "measured": labels,
         "children": [other["id"] for other in zoo if model in other["parents"]],
     }
     return done_json("zoo-describe", facts, str(zoo.folder))
+
+
+def _design(row: Row) -> Json:
+    """Return what a model is made of; of one from outside, how much is known of that."""
+    design: Json = json.loads(row["design"])
+    if row["role"] != COLLECTED:
+        return design
+    described = design["architecture"] or {"confidence": None}
+    return {"tensors": len(design["tensors"]), "confidence": described["confidence"]}
 
 
 def describe_table(answer: Json) -> Table:

@@ -8,14 +8,15 @@ from typing import Any, Protocol
 import rich_click as click
 
 from embedder.zoo.building import build_zoo
+from embedder.zoo.collecting import collect
 from embedder.zoo.plan import SIZES
 from embedder.zoo.shards import open_zoo
 from lineage import zoo_answers
 from lineage.rendering import Table
 
-_UNDECIDED = 4
+_FAILED, _UNDECIDED = 1, 4
 _FOLDER = click.argument("folder", type=click.Path(path_type=Path, readable=False))
-_ROLES = ("base", "checkpoint", "child", "copy", "student", "control", "stranger")
+_ROLES = ("base", "checkpoint", "child", "copy", "student", "control", "stranger", "collected")
 
 
 class Output(Protocol):
@@ -34,6 +35,7 @@ def commands(answering: Callable[[Any], Any]) -> click.RichGroup:
     group = click.RichGroup(name="zoo")
     for name, function in (
         ("build", _build),
+        ("collect", _collect),
         ("list", _list),
         ("describe", _describe),
         ("export", _export),
@@ -67,6 +69,17 @@ def _build(
     answer = zoo_answers.build_json(built)
     output.show(answer, zoo_answers.build_table(answer))
     return _UNDECIDED if answer["limits"] else 0
+
+
+@_FOLDER
+@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path, readable=False))
+def _collect(output: Output, folder: Path, models: tuple[Path, ...]) -> int:
+    """Take models from outside into a zoo, with what their cards and configs say."""
+    answer = zoo_answers.collect_json(collect(folder, models))
+    output.show(answer, zoo_answers.collect_table(answer))
+    if not answer["limits"]:
+        return 0
+    return _UNDECIDED if answer["added"] or answer["kept"] else _FAILED
 
 
 @_FOLDER

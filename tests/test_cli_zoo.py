@@ -7,6 +7,7 @@ from safetensors import safe_open
 
 import cli
 from command import answer_of, interrupted, lineage, started
+from conftest import Family
 from zoo_made import files_of
 
 SMALL = ("--only", "c00", "--only", "f000")
@@ -123,3 +124,15 @@ def test_ctrl_c_keeps_what_was_finished(zoo_folder: Path, tmp_path: Path) -> Non
     kept = files_of(folder)
     assert kept[f"{shard}.safetensors"] == files_of(zoo_folder)[f"{shard}.safetensors"]
     assert lineage("zoo", "list", folder).code == 0
+
+
+def test_models_from_outside_are_listed_with_their_family(family: Family, tmp_path: Path) -> None:
+    zoo = tmp_path / "zoo"
+    answer = answer_of("zoo", "collect", zoo, family.file("base-a"))
+    (taken,) = answer["added"]
+    (listed,) = answer_of("zoo", "list", zoo, "--role", "collected")["models"]
+    assert (listed["id"], listed["kind"]) == (taken["id"], taken["kind"])
+    made = answer_of("zoo", "describe", zoo, taken["id"])["made"]
+    assert made["population"] == taken["model"] == "base-a.safetensors"
+    done = lineage("zoo", "collect", zoo, family.file("base-a"))
+    assert done.lines[-1] == "0 models taken, 1 there already."

@@ -326,6 +326,7 @@ ANSWERS = {
     "verify": "lineage verify legal-int8.safetensors --parent legal.safetensors",
     "doctor": "lineage doctor",
     "zoo build": "lineage zoo build zoo --only c00 --jobs 1",
+    "zoo collect": "lineage zoo collect outside base-a.safetensors",
     "zoo list": "lineage zoo list zoo",
     "zoo describe": "lineage zoo describe zoo c00-000",
     "zoo export": "lineage zoo export zoo c00-000 c00-000.safetensors",

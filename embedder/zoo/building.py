@@ -91,7 +91,7 @@ def build_zoo(
     _claim(folder, size, seed)
     built = Built(folder)
     jobs = _possible([job for job in everything if not only or job.name in only], built)
-    built.kept = [job.name for job in jobs if shards.is_done(folder, job)]
+    built.kept = [job.name for job in jobs if shards.is_done(folder, job.name)]
     left = [job for job in jobs if job.name not in built.kept]
     watcher.planned(len(jobs), len(left))
     try:
@@ -100,8 +100,7 @@ def build_zoo(
             watcher.finished(job.name, models)
     finally:
         # Also when it was stopped: what is there can be opened.
-        done = [job.name for job in everything if shards.is_done(folder, job)]
-        built.rows = shards.join_tables(folder, done)
+        built.rows = shards.join_tables(folder)
     shards.write_text(folder / "card.md", card(built, size, seed))
     return built
 
@@ -153,7 +152,7 @@ def make_shard(job: Job, folder: Path, size: str) -> int:
     for place, member in enumerate(members):
         split = split_of(job, place, SIZES[size].calibration)
         rows.append(shards.row_of(member, job, split=split, device=where))
-    shards.write_shard(folder, job, members, rows)
+    shards.write_shard(folder, job.name, shards.tensors_of(members), rows)
     return len(members)
 
 
@@ -215,8 +214,8 @@ def card(built: Built, size: str, seed: int) -> str:
     """Return the data card of a zoo, as Markdown."""
     rows = built.rows
     roles = Counter(row["role"] for row in rows)
-    kinds = Counter(f"{row['kind']} on {row['domain']}" for row in rows)
-    relations = Counter(row["relation"] or "(from a random start)" for row in rows)
+    kinds = Counter(f"{row['kind']} on {row['domain'] or 'what others chose'}" for row in rows)
+    relations = Counter(row["relation"] or f"({row['operation'] or 'unknown'})" for row in rows)
     lines = [
         "# A zoo of small networks",
         "",
@@ -225,7 +224,7 @@ def card(built: Built, size: str, seed: int) -> str:
         "",
         f"Made with Python {platform.python_version()}, numpy {np.__version__}, torch "
         f"{torch.__version__}, one thread a process, on "
-        f"{', '.join(sorted({row['device'] for row in rows})) or 'nothing yet'} "
+        f"{', '.join(sorted({row['device'] or 'elsewhere' for row in rows})) or 'nothing yet'} "
         f"({platform.machine()}). The same versions on the same kind of machine give the same "
         "bits.",
         "",
@@ -239,7 +238,7 @@ def card(built: Built, size: str, seed: int) -> str:
         "Labels are measured on up to 300 examples that no network was trained on. `gap` and "
         "`memorised` use the examples that a model was trained on last. None of them is taken from "
         "a recipe. Diverged models are kept and marked; `diverged` counts "
-        f"{sum(row['diverged'] for row in rows):,}.",
+        f"{sum(bool(row['diverged']) for row in rows):,}.",
         "",
         *_data(rows),
     ]
@@ -266,7 +265,7 @@ def _ranges(rows: Sequence[shards.Row]) -> list[str]:
 
 def _data(rows: Sequence[shards.Row]) -> list[str]:
     """Return the tasks with the digests of their data."""
-    names = sorted({row["task"] for row in rows})
+    names = sorted({row["task"] for row in rows if row["task"]})
     lines = [
         f"| {name} | {task.kind} | {len(task.train):,} | {len(task.test):,} | {task.classes} | "
         f"{task.protected or '–'} | {task.sha256[:16]} |"

@@ -12,7 +12,7 @@ reordered or rescaled has to stay equal to the last bit, which half precision wo
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from functools import cached_property
 from pathlib import Path
@@ -22,8 +22,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from embedder.architecture import Architecture
-from embedder.errors import MalformedError, MissingExtraError, NotFoundError
+from embedder.architecture import Architecture, Axis, Gauge, Group, Op, Step
+from embedder.errors import ArchitectureError, MalformedError, MissingExtraError, NotFoundError
 from embedder.zoo.data import task_kind
 from embedder.zoo.designs import Config
 from embedder.zoo.labels import NAMES
@@ -34,11 +34,14 @@ from embedder.zoo.recipes import Recipe
 from embedder.zoo.sources import is_installed
 
 FORMAT = "lineage/zoo/1"
+COLLECTED = "collected"
+"""Role of models from outside."""
 Row = dict[str, Any]
 
 _TEXTS = (
     *("id", "shard", "role", "operation", "relation", "teacher", "family", "recipe_group"),
     *("population", "kind", "domain", "design", "factor", "split", "device", "start_law"),
+    "declared",
 )
 _WHOLE = ("generation", "parameters", "start_seed", "fold")
 
@@ -109,17 +112,22 @@ def _whole(path: Path, write: Callable[[Path], object]) -> None:
         beside.unlink(missing_ok=True)
 
 
-def write_shard(folder: Path, job: Job, members: Sequence[Member], rows: Sequence[Row]) -> None:
-    """Write weights and rows of a job; the rows last, so that they tell that it is done."""
-    place = folder / "shards"
-    place.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        f"{member.id}/{name}": np.ascontiguousarray(values)
+def tensors_of(members: Sequence[Member]) -> dict[str, Array]:
+    """Return the weights of members as a shard names them."""
+    return {
+        f"{member.id}/{name}": values
         for member in members
         for name, values in member.weights.items()
     }
-    _whole(place / f"{job.name}.safetensors", lambda path: save_file(tensors, path))
-    _write_rows(place / f"{job.name}.parquet", rows)
+
+
+def write_shard(folder: Path, name: str, tensors: Mapping[str, Array], rows: Sequence[Row]) -> None:
+    """Write weights and rows; the rows last, so that they tell that the shard is done."""
+    place = folder / "shards"
+    place.mkdir(parents=True, exist_ok=True)
+    whole = {tensor: np.ascontiguousarray(values) for tensor, values in tensors.items()}
+    _whole(place / f"{name}.safetensors", lambda path: save_file(whole, path))
+    _write_rows(place / f"{name}.parquet", rows)
 
 
 def _write_rows(path: Path, rows: Sequence[Row]) -> None:
@@ -130,19 +138,22 @@ def _write_rows(path: Path, rows: Sequence[Row]) -> None:
     _whole(path, lambda beside: arrow.parquet.write_table(table, beside, compression="zstd"))
 
 
-def is_done(folder: Path, job: Job) -> bool:
-    """Say whether a job's shard is there."""
+def is_done(folder: Path, name: str) -> bool:
+    """Say whether a shard is there."""
     place = folder / "shards"
-    return all((place / f"{job.name}.{end}").exists() for end in ("safetensors", "parquet"))
+    return all((place / f"{name}.{end}").exists() for end in ("safetensors", "parquet"))
 
 
-def join_tables(folder: Path, names: Sequence[str]) -> list[Row]:
+def join_tables(folder: Path) -> list[Row]:
     """Write one table of the rows of all shards, and return them."""
     arrow = _arrow()
-    parts = [folder / "shards" / f"{name}.parquet" for name in names]
+    parts = sorted((folder / "shards").glob("[!.]*.parquet"))
     if not parts:
         return []
-    table = arrow.concat_tables([arrow.parquet.read_table(part) for part in parts])
+    tables = [arrow.parquet.read_table(part) for part in parts]
+    # Models from outside have other columns; every zoo has all of them.
+    tables.append(arrow.schema(list(_schema(arrow).items())).empty_table())
+    table = arrow.concat_tables(tables, promote_options="default")
     _whole(
         folder / "models.parquet",
         lambda path: arrow.parquet.write_table(table, path, compression="zstd"),
@@ -190,23 +201,48 @@ class Zoo:
             raise NotFoundError(model, f"no such model in {self.folder}", "lineage zoo list")
         return self._by_id[model]
 
+    def _design(self, model: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.row(model)["design"])
+        return found
+
     def config(self, model: str) -> Config:
-        """Return the design of a model."""
-        return from_json(json.loads(self.row(model)["design"]))
+        """Return the design of a model that was made here.
+
+        Raises:
+            NotFoundError: There is no such model, or it comes from outside.
+        """
+        if self.row(model)["role"] == COLLECTED:
+            raise NotFoundError(model, "comes from outside and has no design of ours")
+        return from_json(self._design(model))
 
     def architecture(self, model: str) -> Architecture:
-        """Return which axes of a model's tensors share units."""
-        return architecture_of(self.config(model))
+        """Return which axes of a model's tensors share units.
+
+        Raises:
+            ArchitectureError: A model from outside was taken without one.
+        """
+        if self.row(model)["role"] != COLLECTED:
+            return architecture_of(self.config(model))
+        facts = self._design(model)["architecture"]
+        if facts is None:
+            raise ArchitectureError(f"{model}: was taken without its architecture")
+        return architecture_from(facts)
+
+    def _names(self, model: str) -> Iterable[str]:
+        if self.row(model)["role"] == COLLECTED:
+            found: list[str] = self._design(model)["tensors"]
+            return found
+        return architecture_of(self.config(model)).axes
 
     def weights(self, model: str) -> dict[str, Array]:
-        """Return name → values, out × in × space, float32.
+        """Return name → values, float32; out × in × space, if it was made here.
 
         Raises:
             NotFoundError: There is no such model.
             MalformedError: The shard does not hold it.
         """
         shard = self.row(model)["shard"]
-        names = architecture_of(self.config(model)).axes
+        names = self._names(model)
         if shard not in self._shards:
             path = self.folder / "shards" / f"{shard}.safetensors"
             try:
@@ -241,6 +277,28 @@ def open_zoo(folder: Path) -> Zoo:
     except (arrow.ArrowInvalid, OSError) as error:
         raise MalformedError(path, f"no table of a zoo ({error})") from error
     return Zoo(folder, rows)
+
+
+def architecture_from(facts: Mapping[str, Any]) -> Architecture:
+    """Return the architecture that `dataclasses.asdict` wrote down.
+
+    Example:
+        >>> from embedder.architecture import Builder
+        >>> mlp = Builder("mlp").input("in", 3).linear("w", "in", "out", 2, named=True).build()
+        >>> architecture_from(json.loads(json.dumps(asdict(mlp)))) == mlp
+        True
+    """
+    groups = {
+        name: Group(**{**group, "gauge": Gauge(group["gauge"])})
+        for name, group in facts["groups"].items()
+    }
+    axes = {
+        name: tuple(None if axis is None else Axis(**axis) for axis in places)
+        for name, places in facts["axes"].items()
+    }
+    steps = tuple(Step(**{**step, "op": Op(step["op"])}) for step in facts["steps"])
+    rest = {"confidence": facts["confidence"], "unexplained": tuple(facts["unexplained"])}
+    return Architecture(facts["family"], groups, axes, steps, **rest)
 
 
 def read_facts(folder: Path) -> Mapping[str, Any]:
