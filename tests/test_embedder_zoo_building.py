@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from conftest import SHARDS
-from embedder.errors import MalformedError, NotFoundError
-from embedder.zoo import sources
+from embedder.errors import MalformedError, MissingExtraError, NotFoundError
+from embedder.zoo import data, sources
 from embedder.zoo.building import ZooError, ZooWatcher, build_zoo, split_of
 from embedder.zoo.data import NEEDS_ARCHIVE, is_there
 from embedder.zoo.growing import make
@@ -156,6 +156,15 @@ def test_without_the_archive_its_tasks_are_left_out_and_the_card_says_so(
     assert sources.ARCHIVE in built.left_out[0]
     assert built.left_out[1] == f"{adult}: the data of adult are not there"
     assert built.left_out[1] in (tmp_path / "zoo" / "card.md").read_text(encoding="utf-8")
+
+
+def test_a_missing_package_is_named_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "PACKAGES", (("no_such_module", "some-package"),))
+    with pytest.raises(MissingExtraError, match=r'pip install "model-lineage\[zoo\]"'):
+        build_zoo(tmp_path / "zoo", "sample")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_archive_of_other_bytes_is_not_read(

@@ -263,12 +263,16 @@ def is_there(name: str) -> bool:
     return name in TASKS
 
 
+PACKAGES = (("sklearn", "scikit-learn"), ("mlxtend", "mlxtend"), ("pyarrow", "pyarrow"))
+"""Module → package that a build needs."""
+
+
 def check_packages() -> None:
     """Make sure that the packages of the zoo are installed.
 
     Raises:
         MissingExtraError: One is not; it says how to install it.
     """
-    for module, package in (("sklearn", "scikit-learn"), ("mlxtend", "mlxtend")):
+    for module, package in PACKAGES:
         if not sources.is_installed(module):
             raise MissingExtraError(package, "zoo", "the model zoo")
