@@ -9,12 +9,13 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, wraps
-from importlib import import_module
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import rich_click as click
+
+from lineage.later import Later
 
 if TYPE_CHECKING:
     from lineage.engine import LineageEngine
@@ -30,9 +31,10 @@ STOPPED = "Stopped. What was finished is kept; run the same command to go on."
 
 _GROUPS = {
     "Look": "demo info doctor completion",
-    "Build": "add list remove check export import zoo",
+    "Build": "add list remove check export import",
     "Ask": "parents children ancestors descendants path duplicates tree",
     "Prove": "compare verify",
+    "Learn": "zoo train evaluate",
 }
 click.rich_click.COMMAND_GROUPS = {
     "cli": [{"name": name, "commands": words.split()} for name, words in _GROUPS.items()]
@@ -166,8 +168,16 @@ _OPTIONS = (
 # ------------------------------------------------------------------ the commands
 
 
+def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        from lineage.answers import tool_version
+
+        _say(f"lineage, version {tool_version()}")
+        context.exit()
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="model-lineage", prog_name="lineage")
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version)
 def cli() -> None:
     """Read neural-network weights and tell where a model came from.
 
@@ -468,24 +478,12 @@ def completion(shell: str) -> int:
     return DONE
 
 
-class Later(click.RichGroup):
-    """A group whose commands a module of ours makes when one is asked for."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Name the commands."""
-        return self._made.list_commands(ctx)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return a command."""
-        return self._made.get_command(ctx, cmd_name)
-
-    @cached_property
-    def _made(self) -> click.Group:
-        made: click.Group = import_module(f"lineage.{self.name}_commands").commands(answering)
-        return made
-
-
-cli.add_command(Later(name="zoo", help="Make and read small networks whose descent is known."))
+for _name, _help in (
+    ("zoo", "Make and read small networks whose descent is known."),
+    ("train", "Learn anew, from a zoo, what this program has learned."),
+    ("evaluate", "Test what was learned on models that it has not seen."),
+):
+    cli.add_command(Later(answering, name=_name, help=_help))
 
 
 def main() -> None:

@@ -148,7 +148,7 @@ class TestOptions:
         assert done.code == 0
         assert "Usage" in done.out
         catalogue = any("--catalogue" in p.opts for p in cli.cli.commands[name].params)
-        assert catalogue == (name not in ("demo", "completion", "zoo"))
+        assert catalogue == (name not in ("demo", "completion", "zoo", "train", "evaluate"))
 
     def test_every_command_stands_in_a_group_of_the_help(self) -> None:
         shown = [name for group in cli._GROUPS.values() for name in group.split()]

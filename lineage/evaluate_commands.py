@@ -1,0 +1,177 @@
+"""The commands of `lineage evaluate`: how good what was learned is, on models it has not seen."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rich_click as click
+from numpy.typing import NDArray
+
+from embedder.anchors import Units, anchored
+from embedder.coding import shipped_coder
+from embedder.errors import MalformedError, NotFoundError
+from embedder.evaluating import Cell, Scores, Task, cosines, score, task_of
+from embedder.families import Relative, Split, relatives_of
+from embedder.identity import IdentityCoder, tokens_of, untrained
+from embedder.matching import reranked, turned
+from embedder.rivals import RIVALS, STANDARDISED
+from embedder.symmetry import flipped, permuted, rescaled
+from embedder.zoo.shards import Zoo, open_zoo
+from lineage.answers import done_json
+from lineage.rendering import Table
+from lineage.train_commands import FOLDS, ZOO, Output
+
+METHODS = ("encoder", "encoder, matched", "untrained", *RIVALS)
+
+
+def commands(answering: Callable[[Any], Any]) -> click.RichGroup:
+    """Return the group of commands.
+
+    Args:
+        answering: Adds the options that all commands share, and hands over an `Output`.
+    """
+    group = click.RichGroup(name="evaluate")
+    group.add_command(click.command("encoder")(answering(_encoder)))
+    return group
+
+
+@ZOO
+@click.option("--method", "methods", multiple=True, type=click.Choice(METHODS), help="Only these.")
+@click.option("--encoder", type=click.Path(path_type=Path), help="Another encoder's file.")
+@click.option(
+    "--predictions",
+    type=click.Path(path_type=Path, readable=False),
+    help="Score somebody's answers: a CSV file with the columns query, base and score.",
+)
+@FOLDS
+def _encoder(
+    output: Output,
+    zoo: Path,
+    methods: tuple[str, ...],
+    encoder: Path | None,
+    predictions: Path | None,
+    folds: tuple[int, ...],
+) -> int:
+    """Find the parents of models that the encoder has not seen, among all bases of a zoo.
+
+    Every model that is asked about is reordered, rescaled and flipped before. Recall is told by how
+    far it has moved from its base, for each kind of network.
+    """
+    opened = open_zoo(zoo)
+    split = Split(folds)
+    relatives = relatives_of(opened)
+    task = task_of(relatives, [not split.trains(relative.row) for relative in relatives])
+    if not task.queries:
+        raise NotFoundError(
+            zoo,
+            f"no model of it was held back in folds {folds}",
+            "build a larger zoo, or name others",
+        )
+    coder = shipped_coder() if encoder is None else IdentityCoder.load(encoder)
+    found: dict[str, list[Cell]] = {}
+    if predictions is not None:
+        found[str(predictions)] = score(task, read_predictions(predictions, task))
+    for method in methods or (() if predictions else METHODS):
+        found[method] = score(task, scores_of(method, opened, task, coder))
+    return output.show(*_answer(found, task, zoo))
+
+
+def scores_of(method: str, zoo: Zoo, task: Task, coder: IdentityCoder) -> Scores:
+    """Return how near each query is to each base by a method, (queries, bases).
+
+    The units of every query are put in another order, scaled and flipped, as far as its design
+    allows, before any method sees it.
+    """
+    name = method.partition(",")[0]
+    chosen = {"encoder": coder, "untrained": untrained()}.get(name)
+    seen = [
+        [_seen(zoo, relative, number, disguised) for number, relative in enumerate(part)]
+        for part, disguised in ((task.queries, True), (task.gallery, False))
+    ]
+    codes = [
+        np.array(
+            [chosen.code(units) if chosen else RIVALS[name](w, units) for w, units in part],
+            np.float32,
+        )
+        for part in seen
+    ]
+    scores = cosines(*(standardised(*codes) if name in STANDARDISED else codes))
+    if method == name:
+        return scores
+    queries, gallery = ([turned(tokens_of(units), coder) for _, units in part] for part in seen)
+    return reranked(scores, queries, gallery)
+
+
+def _seen(
+    zoo: Zoo, relative: Relative, number: int, disguised: bool
+) -> tuple[dict[str, NDArray[Any]], list[Units]]:
+    """Return the weights and units of a model as a method is shown them."""
+    model = relative.row["id"]
+    architecture, rng = zoo.architecture(model), np.random.default_rng(number)
+    weights: dict[str, NDArray[Any]] = dict(zoo.weights(model))
+    if disguised:
+        for change in (rescaled, flipped, permuted):
+            weights = change(weights, architecture, rng)
+    return weights, anchored(weights, architecture)
+
+
+def standardised(
+    queries: NDArray[np.float32], gallery: NDArray[np.float32]
+) -> list[NDArray[np.float32]]:
+    """Return both with the mean and deviation that the gallery has taken out."""
+    mean, deviation = gallery.mean(axis=0), np.maximum(gallery.std(axis=0), 1e-6)
+    return [(rows - mean) / deviation for rows in (queries, gallery)]
+
+
+def read_predictions(path: Path, task: Task) -> Scores:
+    """Return the scores in a CSV file with the columns query, base and score.
+
+    A pair that is not in it scores lowest.
+
+    Raises:
+        MalformedError: It has other columns, names unknown models, or a score is no number.
+    """
+    queries = {query.row["id"]: place for place, query in enumerate(task.queries)}
+    bases = {base.row["id"]: place for place, base in enumerate(task.gallery)}
+    scores = np.full((len(queries), len(bases)), np.nan, np.float32)
+    with path.open(encoding="utf-8", newline="") as stream:
+        reader = csv.DictReader(stream)
+        if not {"query", "base", "score"} <= set(reader.fieldnames or ()):
+            raise MalformedError(path, "needs the columns query, base and score")
+        for number, row in enumerate(reader, 2):
+            try:
+                scores[queries[row["query"]], bases[row["base"]]] = float(row["score"])
+            except (KeyError, ValueError) as error:
+                raise MalformedError(
+                    path, f"line {number}: {error} is no query, base or number"
+                ) from error
+    return scores
+
+
+def _answer(found: dict[str, list[Cell]], task: Task, zoo: Path) -> tuple[dict[str, Any], Table]:
+    """Return the answer and its table: one row for each method and kind of network."""
+    cells = [
+        {
+            "method": method,
+            "group": cell.group,
+            "from": cell.low,
+            "to": cell.high,
+            "queries": cell.queries,
+            "first": round(cell.first, 4),
+            "first_ten": round(cell.ten, 4),
+            "twins_beaten": None if cell.twins is None else round(cell.twins, 4),
+        }
+        for method, told in found.items()
+        for cell in told
+    ]
+    facts = {
+        "queries": [query.row["id"] for query in task.queries],
+        "bases": [base.row["id"] for base in task.gallery],
+        "recall": cells,
+    }
+    columns = ("method", "group", "from", "to", "queries", "first", "first_ten", "twins_beaten")
+    rows = [tuple(cell[name] for name in columns) for cell in cells]
+    closing = f"{len(task.queries):,} queries among {len(task.gallery):,} bases."
+    return done_json("evaluate-encoder", facts, str(zoo)), Table(columns, rows, closing)
