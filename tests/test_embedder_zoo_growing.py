@@ -67,7 +67,10 @@ def test_the_distance_to_the_parent_is_what_it_says(family: dict[str, Member]) -
     for member in family.values():
         if member.parents and member.drift is not None and member.relation != "same-weights":
             parent = family[member.parents[0]]
-            assert member.drift == drift_between(parent.weights, member.weights)
+            replaced = member.operation in ("new-head", "train-on-other")
+            but = head_of(member.config) if replaced else ()
+            assert member.drift == drift_between(parent.weights, member.weights, but=but)
+            assert (member.operation == "new-head") <= (member.drift == 0)
             assert member.diverged or member.drift < 20
 
 

@@ -17,9 +17,9 @@ def job_named(name: str, size: str = "sample") -> Job:
 
 @cache
 def members_of(name: str) -> tuple[Member, ...]:
-    """Make a job, its trainings cut to a fifth; tests must not change what they get."""
+    """Make a job, its trainings cut to a twelfth; tests must not change what they get."""
     job = job_named(name)
-    short = replace(job.population, steps=job.population.steps // 5)
+    short = replace(job.population, steps=job.population.steps // 12)
     return tuple(make(replace(job, population=short)))
 
 

@@ -279,26 +279,16 @@ class _Growing:
         if not parents:
             return []
         population = self.job.population
-        config = parents[0].config
+        config = _design_for(task, parents[0], self.job)
         replaced = task != parents[0].recipe.task and not config.causal
-        if replaced:
-            other = task == population.other
-            classes = population.other_classes if other else population.config.classes
-            config = replace(config, classes=classes)
         starts = [
             _with_head(p, config, new_seed(self.rng)) if replaced else p.weights for p in parents
         ]
         steps = self._steps((0.3, 0.6, 1))
         recipes = [draw_further(population, task, steps, self.rng) for _ in parents]
-        frozen = frozenset(starts[0]) - frozenset(copies.head_of(config))
-        done = train(
-            config,
-            starts,
-            recipes,
-            task_named(task),
-            frozen=frozenset() if body else frozen,
-            rank=rank,
-        )
+        head = copies.head_of(config)
+        frozen = frozenset() if body else frozenset(starts[0]) - frozenset(head)
+        done = train(config, starts, recipes, task_named(task), frozen=frozen, rank=rank)
         found = []
         for place, parent in enumerate(parents):
             child = replace(
@@ -309,7 +299,10 @@ class _Growing:
                 examples=done.examples[place],
                 diverged=bool(done.diverged[place]),
             )
-            found.append(self._add(child, (parent,), operation, relation))
+            self._add(child, (parent,), operation, relation)
+            if replaced:
+                child.drift = drift_between(parent.weights, child.weights, but=head)
+            found.append(child)
         return found
 
     def _add(
@@ -320,7 +313,7 @@ class _Growing:
         relation: str,
         *,
         role: str = "child",
-    ) -> Member:
+    ) -> None:
         """Name a child and write down from whom it descends."""
         child.id, child.role, child.operation, child.relation = (
             self._id(),
@@ -332,7 +325,6 @@ class _Growing:
         child.generation = max(parent.generation for parent in parents) + 1
         child.drift = drift_between(parents[0].weights, child.weights)
         self.members.append(child)
-        return child
 
     def _students(self, teachers: Sequence[Member]) -> None:
         """Train networks from starts of their own on the answers of teachers (distillation).
@@ -397,6 +389,14 @@ class _Growing:
             child.drift = 0.0
         elif operation.relation == "layer-edit":
             child.drift = None
+
+
+def _design_for(task: str, parent: Member, job: Job) -> Config:
+    """Return the design of a parent with as many classes as a task has."""
+    population = job.population
+    other = task == population.other and not parent.config.causal
+    classes = population.other_classes if other else population.config.classes
+    return replace(parent.config, classes=classes)
 
 
 def _with_head(parent: Member, config: Config, seed: int) -> dict[str, Array]:

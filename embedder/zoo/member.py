@@ -1,6 +1,6 @@
 """One network of the zoo: its weights, how it was made, and from whom."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,7 +31,8 @@ class Member:
         start_law: How that start was drawn.
         start_scale: How large it was drawn.
         generation: Steps from the base.
-        drift: ‖Y − X‖ / ‖X‖ over matrices and kernels that it shares with its first parent.
+        drift: ‖Y − X‖ / ‖X‖ over matrices and kernels that it shares with its first parent, a head
+            that was drawn anew left out.
         diverged: Whether its training did.
         factor: In a control set, what differs from the reference.
     """
@@ -58,8 +59,15 @@ class Member:
     labels: dict[str, float | None] = field(default_factory=dict)
 
 
-def drift_between(parent: Mapping[str, Array], child: Mapping[str, Array]) -> float | None:
+def drift_between(
+    parent: Mapping[str, Array], child: Mapping[str, Array], *, but: Sequence[str] = ()
+) -> float | None:
     """Return ‖Y − X‖ / ‖X‖ over the matrices and kernels that both have; None if none is shared.
+
+    Args:
+        parent: Name → values.
+        child: Name → values.
+        but: Names that are left out, such as those of a head that was drawn anew.
 
     Example:
         >>> x, y = {"w": np.full((2, 2), 2, np.float32)}, {"w": np.full((2, 2), 3, np.float32)}
@@ -67,7 +75,9 @@ def drift_between(parent: Mapping[str, Array], child: Mapping[str, Array]) -> fl
         0.5
     """
     names = [
-        n for n, x in parent.items() if x.ndim > 1 and n in child and child[n].shape == x.shape
+        name
+        for name, x in parent.items()
+        if x.ndim > 1 and name not in but and name in child and child[name].shape == x.shape
     ]
     if not names:
         return None
