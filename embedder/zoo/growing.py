@@ -238,7 +238,8 @@ class _Growing:
         parents = [*star, *self._some(sound, self._share("same") - len(star))]
         near = self._trained_on(parents, same, "train-on")
         far = self._trained_on(self._some(sound, self._share("other")), other, "train-on-other")
-        self._trained_on(self._some(sound, self._share("head")), other, "new-head", body=False)
+        head = "head-only" if sound[0].config.causal else "new-head"
+        self._trained_on(self._some(sound, self._share("head")), other, head, body=False)
         rank = int(self.rng.choice([1, 2, 4]))
         lora = self._some(sound, self._share("lora"))
         self._trained_on(lora, same, f"lora-{rank}", relation="lora", rank=rank)
