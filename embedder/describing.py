@@ -15,11 +15,12 @@ from embedder.errors import ArchitectureError
 from embedder.live import open_live
 from embedder.onnx_tracing import describe_onnx
 from embedder.template import families, fill, prefixes_of
+from embedder.tflite_tracing import describe_tflite
 
 if TYPE_CHECKING:
     from torch import nn
 
-_CHANNELS_LAST = frozenset({"keras", "h5", "tensorflow", "savedmodel", "tfjs", "tflite"})
+_CHANNELS_LAST = frozenset({"keras", "h5", "tensorflow", "savedmodel", "tfjs"})
 _NOT_COUNTED = frozenset({Kind.BUFFER, Kind.SCALE, Kind.OPTIMISER})
 
 
@@ -30,7 +31,7 @@ def describe(
 ) -> Architecture:
     """Return what a model is made of.
 
-    An ONNX file and a live module are read from their graph; a module whose graph cannot be
+    ONNX and TFLite files and live modules are read from their graph; a module whose graph cannot be
     followed, and all others, from their names and shapes.
 
     Args:
@@ -75,8 +76,9 @@ def _of_module(module: "nn.Module", config: Mapping[str, Any] | None) -> Archite
 
 def _of_checkpoint(checkpoint: Checkpoint, config: Mapping[str, Any] | None) -> Architecture:
     counted = [tensor for tensor in checkpoint.tensors if tensor.kind not in _NOT_COUNTED]
-    if checkpoint.format == "onnx":
-        found = describe_onnx(checkpoint.files[0])
+    if checkpoint.format in ("onnx", "tflite"):
+        is_onnx = checkpoint.format == "onnx"
+        found = describe_onnx(checkpoint.files[0]) if is_onnx else describe_tflite(checkpoint)
         found.check({tensor.name: tensor.shape for tensor in checkpoint.tensors})
         return found
     declared = config or checkpoint.declared.get("config")

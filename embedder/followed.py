@@ -39,6 +39,10 @@ class Value:
     shape: tuple[int | None, ...] | None = None
     fresh: int | None = None
 
+    def is_single(self, place: int) -> bool:
+        """Say whether it certainly has one place on an axis, counted from the end."""
+        return self.shape is not None and (len(self.shape) + place < 0 or self.shape[place] == 1)
+
 
 @dataclass(frozen=True, slots=True)
 class Constant:
@@ -146,9 +150,40 @@ class FollowedUnits:
             if place in value.labels:
                 self.fix(Value({place: value.labels[place]}))
 
+    def joined(self, values: Sequence[Value], *, product: bool = False) -> dict[int, Label]:
+        """Return the labels of values whose axes meet from the end: units that meet are one."""
+        labels: dict[int, Label] = {}
+        for place in sorted({place for value in values for place in value.labels}):
+            first: Label | None = None
+            longest = max(self.places(value, place) for value in values)
+            for value in values:
+                label = value.labels.get(place)
+                if label is not None and self.places(value, place) < longest:
+                    self.keep(value, [place])  # one unit meets many
+                    label = None
+                if label is None:
+                    if not value.is_single(place):
+                        self.keep_all(values, place)
+                    elif not product:
+                        self.fix_all(values, place)
+                elif first is None:
+                    first = label
+                elif (label.before, label.inner) == (first.before, first.inner):
+                    self.join(first.units, label.units)
+                else:
+                    self.keep_all(values, place)
+            if first is not None:
+                labels[place] = first
+        return labels
+
     def size(self, label: Label) -> int:
         """Return the number of units of a label."""
         return self.units[self.find(label.units)].size
+
+    def places(self, value: Value, place: int) -> int:
+        """Return how many places units are known to fill on an axis of a value."""
+        label = value.labels.get(place)
+        return 0 if label is None else self.size(label) * label.before * (label.inner or 1)
 
     def activate(self, value: Value, activation: str) -> Value:
         """Return a value after a function of each element."""

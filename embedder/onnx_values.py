@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from embedder.errors import ArchitectureError
-from embedder.followed import Constant, Label, Value
+from embedder.followed import Constant, Value
 from embedder.tracing import Tracer
 
 if TYPE_CHECKING:
@@ -99,30 +99,7 @@ class GraphValues:
         self, node: "onnx.NodeProto", values: Sequence[Value], *, product: bool = False
     ) -> Value:
         """Return what values give whose axes meet from the end: units that meet are one."""
-        labels: dict[int, Label] = {}
-        for place in sorted({place for value in values for place in value.labels}):
-            first: Label | None = None
-            for value in values:
-                label = value.labels.get(place)
-                if label is None:
-                    if not self.is_single(value, place):
-                        self.tracer.keep_all(values, place)
-                    elif not product:
-                        self.tracer.fix_all(values, place)
-                elif first is None:
-                    first = label
-                elif (label.before, label.inner) == (first.before, first.inner):
-                    self.tracer.join(first.units, label.units)
-                else:
-                    self.tracer.keep_all(values, place)
-            if first is not None:
-                labels[place] = first
-        return Value(labels, self.shape(node))
-
-    @staticmethod
-    def is_single(value: Value, place: int) -> bool:
-        """Say whether a value certainly has one place on an axis."""
-        return value.shape is not None and (len(value.shape) + place < 0 or value.shape[place] == 1)
+        return Value(self.tracer.joined(values, product=product), self.shape(node))
 
     def kept(self, node: "onnx.NodeProto") -> Known:
         """Give a meaning to all units that a node reads, and none to what it gives."""

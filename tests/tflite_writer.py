@@ -70,6 +70,7 @@ class Graph:
     tensors: dict[str, Given]
     steps: Sequence[Step]
     inputs: Sequence[str] = ()
+    outputs: Sequence[str] = ()
 
 
 @dataclass
@@ -155,10 +156,12 @@ class Writer:
         places = {"": -1, **{name: place for place, name in enumerate(names)}}
         steps = self._offsets([self._step(step, places) for step in graph.steps])
         inputs = self._numbers([places[name] for name in graph.inputs], "<i4")
+        outputs = self._numbers([places[name] for name in graph.outputs], "<i4")
         tflite.SubGraphStart(self.builder)
         tflite.SubGraphAddTensors(self.builder, tensors)
         tflite.SubGraphAddOperators(self.builder, steps)
         tflite.SubGraphAddInputs(self.builder, inputs)
+        tflite.SubGraphAddOutputs(self.builder, outputs)
         return int(tflite.SubGraphEnd(self.builder))
 
     def _step(self, step: Step, places: dict[str, int]) -> int:
