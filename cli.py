@@ -218,15 +218,9 @@ def info(output: Output, model: Path) -> int:
 @click.option(
     "--allow-partial", is_flag=True, help="Read what is there of models with parts missing."
 )
+@click.option("--codes/--no-codes", default=True, help="Identity codes too: another read of each.")
 @answering
-def add(
-    output: Output,
-    models: tuple[Path, ...],
-    name: str,
-    jobs: int,
-    dry_run: bool,
-    allow_partial: bool,
-) -> int:
+def add(output: Output, models: tuple[Path, ...], jobs: int, dry_run: bool, **options: Any) -> int:
     """Read models, take their fingerprints and remember them.
 
     What has not changed is not read again. What was finished stays when the run is stopped.
@@ -236,13 +230,11 @@ def add(
 
     with output.engine(create=not dry_run, optional=dry_run) as engine:
         if dry_run:
-            planned = engine.plan(models, name=name, allow_partial=allow_partial)
+            planned = engine.plan(models, **options)
             answer = answers.plan_json(*planned, output.catalogue)
             return output.show(answer, tables.plan_table(answer))
         with watching(sys.stderr) as watcher:
-            result = engine.add(
-                models, name=name, allow_partial=allow_partial, workers=jobs, watcher=watcher
-            )
+            result = engine.add(models, workers=jobs, watcher=watcher, **options)
         answer = answers.add_json(result, output.catalogue)
     output.show(answer, tables.add_table(answer))
     if not result.failed:

@@ -1,7 +1,6 @@
 """From an open checkpoint to its identity code: describe it, code its units, take their mean."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import as_file, files
 
@@ -11,24 +10,11 @@ from numpy.typing import NDArray
 from embedder.anchors import Units, anchored
 from embedder.checkpoint import Checkpoint, Tensor
 from embedder.describing import describe
-from embedder.errors import ArchitectureError
-from embedder.identity import IdentityCoder
+from embedder.errors import ArchitectureError, CheckpointError, MissingExtraError
+from embedder.identity import IdentityCode, IdentityCoder
 
-LARGEST = 50_000_000
-"""Values of the largest tensor that is read as a whole: 400 MB as float64."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class IdentityCode:
-    """What an encoder makes of one model.
-
-    Args:
-        encoder: Version of the encoder; codes of different ones cannot be compared.
-        vector: (256,) float32 of unit length.
-    """
-
-    encoder: str
-    vector: NDArray[np.float32]
+LARGEST = 20_000_000
+"""Values of the largest tensor that is read as a whole: 160 MB as float64."""
 
 
 class _Weights(Mapping[str, NDArray[np.floating]]):
@@ -75,6 +61,14 @@ def identity_code(checkpoint: Checkpoint) -> IdentityCode:
     if not vector.any():
         raise ArchitectureError("the model has no hidden units that read a named input")
     return IdentityCode(coder.version, vector)
+
+
+def code_or_none(checkpoint: Checkpoint) -> IdentityCode | None:
+    """Return the identity code of a model, or None where it cannot have one."""
+    try:
+        return identity_code(checkpoint)
+    except (ArchitectureError, CheckpointError, MissingExtraError):
+        return None
 
 
 @lru_cache(maxsize=1)

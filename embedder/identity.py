@@ -100,6 +100,19 @@ def _joined(part: str, pieces: Sequence[tuple[Array, bool]]) -> Tokens:
     return Tokens(codes[alive].astype(np.float32), even[alive])
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class IdentityCode:
+    """What an encoder makes of one model.
+
+    Args:
+        encoder: Version of the encoder; codes of different ones cannot be compared.
+        vector: (256,) float32 of unit length.
+    """
+
+    encoder: str
+    vector: NDArray[np.float32]
+
+
 @dataclass(frozen=True)
 class IdentityCoder:
     """Turns the codes of a model's units into its identity code.

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedder.fingerprint import Fingerprint
+from embedder.identity import IdentityCode
 from index.errors import CatalogueError
 
 BACKENDS = {"file": "index.sqlite:SqliteCatalogue"}
@@ -64,7 +65,9 @@ class Catalogue(Protocol):
     def __len__(self) -> int:
         """Return the number of models."""
 
-    def add(self, entry: Entry, fingerprint: Fingerprint) -> Entry:
+    def add(
+        self, entry: Entry, fingerprint: Fingerprint, code: IdentityCode | None = None
+    ) -> Entry:
         """Remember a model, in place of one of the same name; return it with its number."""
 
     def remove(self, name: str) -> None:
@@ -99,6 +102,12 @@ class Catalogue(Protocol):
 
     def vectors(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return the numbers of all models and their vectors, (n,) and (n, 1024)."""
+
+    def code(self, model: int) -> IdentityCode | None:
+        """Return a model's identity code, if it has one."""
+
+    def codes(self, encoder: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Return the numbers of models and their codes by one encoder, (n,) and (n, 256)."""
 
     def sharing(self, keys: Sequence[bytes]) -> dict[int, int]:
         """Return model → values that it holds in tensors with one of these keys."""

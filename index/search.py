@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from embedder.fingerprint import Fingerprint
+from embedder.identity import IdentityCode
 from index.catalogue import Catalogue
 from index.vectors import VectorIndex, vector_index
 
@@ -15,6 +16,13 @@ ALWAYS = 12
 """The nearest models are candidates however far they are."""
 
 
+CODED = 6
+"""Of the models whose identity codes are nearest, so many are candidates too."""
+
+ALIKE = 0.5
+"""Cosine of identity codes above which these are. See `docs/concepts.md` for what was measured."""
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A model that may be related.
@@ -23,15 +31,17 @@ class Candidate:
         model: Its number in the catalogue.
         cosine: Inner product of the two vectors, or 0 if that route did not find it.
         shared: Share of the query's counted values in tensors whose size and norm it has too.
+        alike: Cosine of the two identity codes, or 0 if that route did not find it.
     """
 
     model: int
     cosine: float
     shared: float
+    alike: float = 0.0
 
 
 class ModelIndex:
-    """Finds candidates in a catalogue by equal tensors and by near vectors.
+    """Finds candidates in a catalogue by equal tensors, near vectors and near identity codes.
 
     Args:
         catalogue: Where the models are. It is the truth; vectors are loaded again when it changes.
@@ -40,10 +50,18 @@ class ModelIndex:
     def __init__(self, catalogue: Catalogue) -> None:
         self.catalogue = catalogue
         self._vectors: VectorIndex | None = None
+        self._codes: dict[str, VectorIndex] = {}
         self._generation = -1
 
-    def candidates(self, fingerprint: Fingerprint) -> list[Candidate]:
-        """Return every model that shares a tensor or lies above the noise, the likeliest first."""
+    def candidates(
+        self, fingerprint: Fingerprint, code: IdentityCode | None = None
+    ) -> list[Candidate]:
+        """Return every model that shares a tensor or lies above the noise, the likeliest first.
+
+        Args:
+            fingerprint: Of the model that is asked about.
+            code: Its identity code; it is compared with those of the same encoder alone.
+        """
         counted = fingerprint.counted
         total = sum(tensor.size for tensor in counted) or 1
         keys = list({tensor.key for tensor in counted if tensor.summary.norm > 0})
@@ -52,16 +70,19 @@ class ModelIndex:
         near = dict(vectors.nearest(fingerprint.vector, ALWAYS))
         if near and min(near.values()) > NOISE:
             near = dict(vectors.above(fingerprint.vector, NOISE))
+        alike = self._alike(code)
         found = [
-            Candidate(model, near.get(model, 0.0), shared.get(model, 0) / total)
-            for model in near.keys() | shared.keys()
+            Candidate(
+                model, near.get(model, 0.0), shared.get(model, 0) / total, alike.get(model, 0)
+            )
+            for model in near.keys() | shared.keys() | alike.keys()
         ]
         kept: list[Candidate] = []
         rest: list[Candidate] = []
         for candidate in found:
-            likely = candidate.cosine > NOISE or candidate.shared > 0
+            likely = candidate.cosine > NOISE or candidate.shared > 0 or candidate.alike > 0
             (kept if likely else rest).append(candidate)
-        kept.sort(key=lambda c: (-max(c.shared, c.cosine), c.model))
+        kept.sort(key=lambda c: (-max(c.shared, c.cosine, c.alike), c.model))
         rest.sort(key=lambda c: (-c.cosine, c.model))
         return kept + rest[: max(0, ALWAYS - len(kept))]
 
@@ -70,9 +91,20 @@ class ModelIndex:
         """The number of models that are searched: those of this program's method."""
         return len(self._current_vectors())
 
+    def _alike(self, code: IdentityCode | None) -> dict[int, float]:
+        """Return the models with the nearest identity codes, and their cosines."""
+        if code is None:
+            return {}
+        self._current_vectors()
+        if code.encoder not in self._codes:
+            self._codes[code.encoder] = vector_index(*self.catalogue.codes(code.encoder))
+        nearest = self._codes[code.encoder].nearest(code.vector, CODED)
+        return {model: cosine for model, cosine in nearest if cosine > ALIKE}
+
     def _current_vectors(self) -> VectorIndex:
         generation = self.catalogue.generation()
         if self._vectors is None or generation != self._generation:
             self._vectors = vector_index(*self.catalogue.vectors())
+            self._codes.clear()
             self._generation = generation
         return self._vectors

@@ -21,16 +21,23 @@ from numpy.typing import NDArray
 
 from embedder.errors import MalformedError
 from embedder.fingerprint import METHOD, Fingerprint
+from embedder.identity import DIMENSION as CODE_DIMENSION
+from embedder.identity import IdentityCode
 from embedder.record import from_bytes, to_bytes
 from embedder.vector import DIMENSION
 from index.catalogue import Entry
 from index.errors import CatalogueError, NotCataloguedError
 
 FILE = "catalogue.sqlite"
-SCHEMA = 1
+SCHEMA = 2
+_SCHEMA_OF_CODES = 2
 _COLUMNS = (
     "name, location, format, sha256, content, identity, parameters, size_bytes, adapter, method, "
     "added_at, stamp, declared, id"
+)
+_INSERT = (
+    f"INSERT INTO models ({_COLUMNS}, vector, fingerprint) "
+    f"VALUES (?, CAST(? AS TEXT), {', '.join('?' * 14)})"
 )
 _BUSY_S = 30
 _KEPT = "what was finished before is kept"
@@ -92,23 +99,15 @@ class SqliteCatalogue:
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute("PRAGMA synchronous = NORMAL")
         (version,) = self._database.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            script = files("index").joinpath("schema/001.sql").read_text(encoding="utf-8")
-            # One script is one transaction, so two processes that start at once make one schema.
-            try:
-                self._database.executescript(
-                    f"BEGIN IMMEDIATE; {script} PRAGMA user_version = {SCHEMA}; COMMIT;"
-                )
-            except sqlite3.OperationalError as error:
-                if self._database.in_transaction:
-                    self._database.rollback()
-                if "already exists" not in str(error):
-                    raise
-        elif version != SCHEMA:
+        if version > SCHEMA:
             raise CatalogueError(
-                f"{self.url}: made by another version of this program (schema {version}, "
-                f"here {SCHEMA}); nothing was changed; add the models to a new catalogue"
+                f"{self.url}: made by a later version of this program (schema {version}, here "
+                f"{SCHEMA}); nothing was changed; add the models to a new catalogue"
             )
+        self._has_codes = version >= _SCHEMA_OF_CODES or not self._read_only
+        if not self._read_only:
+            for step in range(version + 1, SCHEMA + 1):
+                _take_step(self._database, step)
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -142,42 +141,27 @@ class SqliteCatalogue:
             (count,) = self._database.execute("SELECT count(*) FROM models").fetchone()
             return int(count)
 
-    def add(self, entry: Entry, fingerprint: Fingerprint) -> Entry:
+    def add(
+        self, entry: Entry, fingerprint: Fingerprint, code: IdentityCode | None = None
+    ) -> Entry:
         """Remember a model, in place of one of the same name; return it with its number."""
         sizes: dict[bytes, int] = {}
         for tensor in fingerprint.counted:
             if tensor.summary.norm > 0:
                 sizes[tensor.key] = sizes.get(tensor.key, 0) + tensor.size
-        blob = to_bytes(fingerprint)
         with self._change() as database:
             database.execute("DELETE FROM models WHERE name = ?", (entry.name,))
-            cursor = database.execute(
-                f"INSERT INTO models ({_COLUMNS}, vector, fingerprint) "
-                f"VALUES (?, CAST(? AS TEXT), {', '.join('?' * 14)})",
-                (
-                    entry.name,
-                    _bytes_of(entry.location),
-                    entry.format,
-                    entry.sha256,
-                    entry.content,
-                    entry.identity,
-                    entry.parameters,
-                    entry.size_bytes,
-                    int(entry.adapter),
-                    entry.method,
-                    entry.added_at,
-                    entry.stamp,
-                    json.dumps(entry.declared, default=str),
-                    None,
-                    fingerprint.vector.astype("<f4").tobytes(),
-                    blob,
-                ),
-            )
+            cursor = database.execute(_INSERT, _row_of(entry, fingerprint))
             model = cursor.lastrowid
             database.executemany(
                 "INSERT INTO keys (key, model, size) VALUES (?, ?, ?)",
                 [(key, model, size) for key, size in sizes.items()],
             )
+            if code is not None:
+                vector = code.vector.astype("<f4").tobytes()
+                database.execute(
+                    "INSERT INTO codes VALUES (?, ?, ?)", (model, code.encoder, vector)
+                )
         return replace(entry, id=int(model or 0))
 
     def remove(self, name: str) -> None:
@@ -257,7 +241,29 @@ class SqliteCatalogue:
             rows = self._database.execute(
                 "SELECT id, vector, name FROM models WHERE method = ? ORDER BY id", (METHOD,)
             ).fetchall()
-        return _stacked(rows, self.url)
+        return _stacked(rows, self.url, DIMENSION)
+
+    def code(self, model: int) -> IdentityCode | None:
+        """Return a model's identity code, if it has one."""
+        if not self._has_codes:
+            return None
+        with self._errors():
+            row = self._database.execute(
+                "SELECT encoder, code FROM codes WHERE model = ?", (model,)
+            ).fetchone()
+        return None if row is None else IdentityCode(row[0], np.frombuffer(row[1], "<f4"))
+
+    def codes(self, encoder: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Return the numbers of models and their codes by one encoder, (n,) and (n, 256)."""
+        rows: list[tuple[int, bytes, str]] = []
+        if self._has_codes:
+            with self._errors():
+                rows = self._database.execute(
+                    "SELECT model, code, name FROM codes JOIN models ON models.id = model "
+                    "WHERE encoder = ? ORDER BY model",
+                    (encoder,),
+                ).fetchall()
+        return _stacked(rows, self.url, CODE_DIMENSION)
 
     def sharing(self, keys: Sequence[bytes]) -> dict[int, int]:
         """Return model → values that it holds in tensors with one of these keys."""
@@ -361,6 +367,41 @@ def _connected(path: Path, *, read_only: bool) -> sqlite3.Connection:
     return database
 
 
+def _row_of(entry: Entry, fingerprint: Fingerprint) -> tuple[object, ...]:
+    """Return the values of a row of models, in the order of its columns."""
+    return (
+        entry.name,
+        _bytes_of(entry.location),
+        entry.format,
+        entry.sha256,
+        entry.content,
+        entry.identity,
+        entry.parameters,
+        entry.size_bytes,
+        int(entry.adapter),
+        entry.method,
+        entry.added_at,
+        entry.stamp,
+        json.dumps(entry.declared, default=str),
+        None,
+        fingerprint.vector.astype("<f4").tobytes(),
+        to_bytes(fingerprint),
+    )
+
+
+def _take_step(database: sqlite3.Connection, step: int) -> None:
+    """Bring a database from one schema to the next."""
+    script = files("index").joinpath(f"schema/{step:03}.sql").read_text(encoding="utf-8")
+    # One script is one transaction, so two processes that start at once make one schema.
+    try:
+        database.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version = {step}; COMMIT;")
+    except sqlite3.OperationalError as error:
+        if database.in_transaction:
+            database.rollback()
+        if "already exists" not in str(error):
+            raise
+
+
 def _may_write(path: Path) -> bool:
     return os.access(path.parent, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
 
@@ -372,15 +413,15 @@ def _cure_of(error: sqlite3.DatabaseError) -> str:
 
 
 def _stacked(
-    rows: Sequence[tuple[int, bytes, str]], url: str
+    rows: Sequence[tuple[int, bytes, str]], url: str, width: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return numbers and vectors, (n,) and (n, 1024), of rows of number, vector and name."""
+    """Return numbers and vectors, (n,) and (n, width), of rows of number, vector and name."""
     for _, vector, name in rows:
-        if len(vector) != 4 * DIMENSION:
+        if len(vector) != 4 * width:
             raise CatalogueError(f"{url}: {name}: its vector is damaged; {_again(name)}")
     ids = np.array([row[0] for row in rows], np.int64)
     joined = b"".join(row[1] for row in rows)
-    return ids, np.frombuffer(joined, "<f4").reshape(len(rows), DIMENSION)
+    return ids, np.frombuffer(joined, "<f4").reshape(len(rows), width)
 
 
 def _again(name: str) -> str:

@@ -69,7 +69,7 @@ def import_catalogue(catalogue: SqliteCatalogue, source: Path) -> tuple[list[str
                 (version,) = copy.execute("PRAGMA user_version").fetchone()
         except (sqlite3.DatabaseError, OSError) as error:
             raise CatalogueError(f"{source}: not an exported catalogue ({error})") from error
-        if version != SCHEMA:
+        if not 1 <= version <= SCHEMA:
             raise CatalogueError(
                 f"{source}: not an exported catalogue of this version of the program"
             )
@@ -85,6 +85,6 @@ def import_catalogue(catalogue: SqliteCatalogue, source: Path) -> tuple[list[str
                 vector = fingerprint.vector
                 if vector.shape != (DIMENSION,) or not np.isfinite(vector).all():
                     raise CatalogueError(f"{source}: {entry.name}: its vector is damaged")
-                catalogue.add(entry, fingerprint)
+                catalogue.add(entry, fingerprint, other.code(entry.id))
                 added.append(entry.name)
     return added, kept

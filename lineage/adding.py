@@ -15,9 +15,11 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from embedder.coding import code_or_none
 from embedder.discovery import Found, find_models, folder_kind, located
 from embedder.errors import CheckpointError, EmptyModelError, MissingExtraError, ModelLineageError
 from embedder.fingerprint import METHOD, Fingerprint, take_fingerprint
+from embedder.identity import IdentityCode
 from embedder.opening import open_checkpoint
 from embedder.sniff import sniff
 from index.catalogue import Catalogue, Entry
@@ -69,6 +71,7 @@ class Job:
         size_bytes: Size of the file, or of the folder's files.
         sure: Whether it must be a model; if not, one without weights is passed over.
         allow_partial: Read what is there of a model with missing shards.
+        codes: Whether to make its identity code too.
     """
 
     name: str
@@ -77,6 +80,7 @@ class Job:
     size_bytes: int
     sure: bool
     allow_partial: bool
+    codes: bool = True
 
 
 BYTES_A_SECOND = 500e6
@@ -105,6 +109,7 @@ def plan(
     *,
     name: str = "",
     allow_partial: bool = False,
+    codes: bool = True,
 ) -> tuple[list[Job], list[str]]:
     """Return the models that have to be read and the names of those that have not changed.
 
@@ -113,6 +118,7 @@ def plan(
         catalogue: Where they will go; None if it is not there yet.
         name: Name of the only model.
         allow_partial: Read what is there of models with missing shards.
+        codes: Whether to make identity codes too.
 
     Raises:
         NameTakenError: `name` was given for several models, or another model has it.
@@ -128,7 +134,7 @@ def plan(
         chosen = name or (entry.name if entry else _free_name(found, taken))
         taken.add(chosen)
         kind, size = _look_of(found.path)
-        jobs.append(Job(chosen, found.path, kind, size, found.sure, allow_partial))
+        jobs.append(Job(chosen, found.path, kind, size, found.sure, allow_partial, codes))
     if name:
         _check_name(name, jobs, known)
     return jobs, unchanged
@@ -228,20 +234,20 @@ def add_models(
             if job.sure or not isinstance(outcome, EmptyModelError):
                 result.failed.append(Failure(job.name, str(outcome)))
         else:
-            entry = entry_of(job, *outcome)
-            catalogue.add(entry, outcome[0])
+            fingerprint, stamp, code = outcome
+            catalogue.add(entry_of(job, fingerprint, stamp), fingerprint, code)
             result.added.append(job.name)
-            if outcome[0].limits:
-                result.limits[job.name] = outcome[0].limits
+            if fingerprint.limits:
+                result.limits[job.name] = fingerprint.limits
         watcher.finished(job)
     return result
 
 
-Outcome = tuple[Fingerprint, str] | Exception
+Outcome = tuple[Fingerprint, str, IdentityCode | None] | Exception
 
 
 def _outcomes(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Outcome]]:
-    """Yield each model's fingerprint and stamp, or why there is none, as they come."""
+    """Yield what was read of each model, or why nothing was, as they come."""
     small = [job for job in jobs if job.size_bytes < _LARGE_BYTES]
     if workers < 2 or len(small) < _POOL_FROM:
         for job in jobs:
@@ -290,12 +296,13 @@ def _end_with_parent() -> None:
 
 
 def read_model(job: Job) -> Outcome:
-    """Open one model and take its fingerprint; return that and its stamp, or the error."""
+    """Open one model; return its fingerprint, its stamp and its identity code, or the error."""
     try:
         with open_checkpoint(job.path, allow_partial=job.allow_partial) as checkpoint:
             stamp = stamp_of(checkpoint.files)
             fingerprint = take_fingerprint(checkpoint)
-            return compared_with_renderings(fingerprint, checkpoint.renderings), stamp
+            code = code_or_none(checkpoint) if job.codes else None
+            return compared_with_renderings(fingerprint, checkpoint.renderings), stamp, code
     except (CheckpointError, MissingExtraError) as error:
         return error
     except (OSError, MemoryError, RecursionError) as error:

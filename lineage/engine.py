@@ -67,10 +67,15 @@ class LineageEngine:
         return self._known or Known(self.catalogue)
 
     def plan(
-        self, paths: Sequence[Path], *, name: str = "", allow_partial: bool = False
+        self,
+        paths: Sequence[Path],
+        *,
+        name: str = "",
+        allow_partial: bool = False,
+        codes: bool = True,
     ) -> tuple[list[Job], list[str]]:
         """Return the models that have to be read and the names of the unchanged ones."""
-        return plan(paths, self._catalogue, name=name, allow_partial=allow_partial)
+        return plan(paths, self._catalogue, name=name, allow_partial=allow_partial, codes=codes)
 
     def add(
         self,
@@ -78,11 +83,12 @@ class LineageEngine:
         *,
         name: str = "",
         allow_partial: bool = False,
+        codes: bool = True,
         workers: int = 2,
         watcher: Watcher | None = None,
     ) -> Added:
         """Read models and remember them, each as soon as it is read."""
-        jobs, unchanged = self.plan(paths, name=name, allow_partial=allow_partial)
+        jobs, unchanged = self.plan(paths, name=name, allow_partial=allow_partial, codes=codes)
         result = add_models(self.catalogue, jobs, workers=workers, watcher=watcher)
         result.unchanged = unchanged
         return result

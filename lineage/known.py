@@ -8,6 +8,7 @@ from typing import TypeVar
 from embedder.checkpoint import Checkpoint
 from embedder.errors import CheckpointError
 from embedder.fingerprint import Fingerprint
+from embedder.identity import IdentityCode
 from embedder.opening import open_checkpoint
 from index.catalogue import Catalogue, Entry
 from index.search import Candidate, ModelIndex
@@ -77,9 +78,11 @@ class Known:
         self._open: OrderedDict[tuple[str, bytes], Checkpoint] = OrderedDict()
         self._measured: OrderedDict[tuple[bytes, bytes], Measurement] = OrderedDict()
 
-    def candidates(self, fingerprint: Fingerprint) -> list[Candidate]:
+    def candidates(
+        self, fingerprint: Fingerprint, code: IdentityCode | None = None
+    ) -> list[Candidate]:
         """Return the catalogued models that may be related, the likeliest first."""
-        return self._index.candidates(fingerprint)
+        return self._index.candidates(fingerprint, code)
 
     @property
     def size(self) -> int:

@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from embedder.coding import code_or_none
 from embedder.discovery import is_there, located
 from embedder.errors import NotFoundError, UnsupportedError
 from embedder.fingerprint import Fingerprint, take_fingerprint
+from embedder.identity import IdentityCode
 from embedder.opening import open_checkpoint
 from index.catalogue import Catalogue, Entry
 from lineage.adding import restamped
@@ -20,12 +22,14 @@ class Model:
         fingerprint: Its fingerprint.
         location: What to open for its weights.
         entry: Its entry in the catalogue, if it has one.
+        code: Its identity code, if it has one.
     """
 
     name: str
     fingerprint: Fingerprint
     location: Path
     entry: Entry | None = None
+    code: IdentityCode | None = None
 
     @property
     def content(self) -> bytes:
@@ -67,7 +71,9 @@ def find_model(given: str, catalogue: Catalogue | None) -> Model:
         if entry is not None and catalogue is not None:
             return model_of(entry, catalogue)
         with open_checkpoint(path) as checkpoint:
-            return Model(given, take_fingerprint(checkpoint), path)
+            fingerprint = take_fingerprint(checkpoint)
+            code = code_or_none(checkpoint) if catalogue is not None else None
+            return Model(given, fingerprint, path, code=code)
     if catalogue is None:
         raise NotFoundError(given, "no such file or folder, and there is no catalogue to look in")
     return model_of(catalogue.get(given), catalogue)
@@ -83,4 +89,5 @@ def _entry_at(path: Path, catalogue: Catalogue | None) -> Entry | None:
 
 def model_of(entry: Entry, catalogue: Catalogue) -> Model:
     """Return a catalogued model."""
-    return Model(entry.name, catalogue.fingerprint(entry.id), Path(entry.location), entry)
+    fingerprint, code = catalogue.fingerprint(entry.id), catalogue.code(entry.id)
+    return Model(entry.name, fingerprint, Path(entry.location), entry, code)

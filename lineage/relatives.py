@@ -69,7 +69,7 @@ def find_relatives(model: Model, known: Known, *, exact: bool = True) -> Relativ
         exact: Whether to read the weights of the likeliest candidates.
     """
     own = model.entry.id if model.entry else 0
-    candidates = [c for c in known.candidates(model.fingerprint) if c.model != own]
+    candidates = [c for c in known.candidates(model.fingerprint, model.code) if c.model != own]
     searched = known.size - (1 if own else 0)
     found = []
     for place, candidate in enumerate(candidates):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from catalogue_writer import entry_for, model, printed, weights_of
+from catalogue_writer import code_of, entry_for, model, printed, weights_of
 from embedder.fingerprint import METHOD, Fingerprint
 from embedder.record import to_bytes
 from index.catalogue import Catalogue, Entry, open_catalogue
@@ -95,6 +95,34 @@ class CatalogueContract:
         assert catalogue.get("org/näme") == added
         assert to_bytes(catalogue.fingerprint(added.id)) == to_bytes(fingerprint)
         np.testing.assert_array_equal(catalogue.vectors()[1], [fingerprint.vector])
+
+    def test_a_code_comes_and_goes_with_its_model(self, catalogue: Catalogue) -> None:
+        added = catalogue.add(*model("m", 1), code_of(1))
+        other = catalogue.add(*model("n", 2))
+        found = catalogue.code(added.id)
+        assert found is not None
+        assert found.encoder == "one"
+        np.testing.assert_array_equal(found.vector, code_of(1).vector)
+        assert catalogue.code(other.id) is None
+        catalogue.remove("m")
+        assert catalogue.codes("one")[0].tolist() == []
+
+    def test_a_model_that_is_added_again_has_its_new_code_alone(self, catalogue: Catalogue) -> None:
+        catalogue.add(*model("m", 1), code_of(1))
+        again = catalogue.add(*model("m", 1), code_of(2, "two"))
+        assert catalogue.codes("one")[0].tolist() == []
+        assert catalogue.codes("two")[0].tolist() == [again.id]
+        assert catalogue.code(catalogue.add(*model("m", 1)).id) is None
+
+    def test_codes_of_two_encoders_stay_apart(self, catalogue: Catalogue) -> None:
+        numbers = [
+            catalogue.add(*model(name, seed), code_of(seed, encoder)).id
+            for seed, (name, encoder) in enumerate((("a", "one"), ("b", "two"), ("c", "one")))
+        ]
+        ids, codes = catalogue.codes("one")
+        assert ids.tolist() == [numbers[0], numbers[2]]
+        np.testing.assert_array_equal(codes, [code_of(0).vector, code_of(2).vector])
+        assert catalogue.codes("another")[1].shape == (0, 256)
 
     def test_a_place_whose_name_is_no_text_comes_back_equal(self, catalogue: Catalogue) -> None:
         location = os.fsdecode(b"/models/caf\xe9")

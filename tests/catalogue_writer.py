@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from embedder.checkpoint import Checkpoint, tensor_of
 from embedder.fingerprint import Fingerprint, take_fingerprint
+from embedder.identity import IdentityCode
 from index.catalogue import Entry, open_catalogue
 
 Weights = Mapping[str, NDArray[np.floating]]
@@ -46,6 +47,12 @@ def model(name: str, seed: int, **changed: Any) -> tuple[Entry, Fingerprint]:
     """Return a model as `Catalogue.add` takes it."""
     fingerprint = printed(weights_of(seed))
     return entry_for(name, fingerprint, **changed), fingerprint
+
+
+def code_of(seed: int, encoder: str = "one") -> IdentityCode:
+    """Return an identity code."""
+    vector = np.random.default_rng([seed, 7]).normal(size=256)
+    return IdentityCode(encoder, (vector / np.linalg.norm(vector)).astype(np.float32))
 
 
 def main() -> None:

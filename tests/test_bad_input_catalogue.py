@@ -10,7 +10,7 @@ import pytest
 import cli
 from command import answer_of, lineage, program, without_privileges
 from conftest import Family
-from index.sqlite import FILE
+from index.sqlite import FILE, SqliteCatalogue
 from refusals import error_of
 
 pytestmark = pytest.mark.usefixtures("somewhere")
@@ -113,9 +113,26 @@ class TestOtherVersions:
         for command in (*QUESTIONS, ["add", str(family.file("chat"))], ["check"], ["export", "x"]):
             done = lineage(*command, "--catalogue", own_catalogue)
             assert done.code == cli.FAILED, command
-            assert "schema 7, here 1" in done.err
+            assert "schema 7, here 2" in done.err
             assert "nothing was changed; add the models to a new catalogue" in done.err
         assert (own_catalogue / FILE).read_bytes() == content
+
+    def test_a_catalogue_from_before_identity_codes_is_read_and_goes_on(
+        self, family: Family, own_catalogue: Path
+    ) -> None:
+        with sqlite3.connect(own_catalogue / FILE) as database:
+            database.execute("DROP TABLE codes")
+            database.execute("PRAGMA user_version = 1")
+        database.close()
+        before = answer_of("parents", "legal-int8.safetensors", "--catalogue", own_catalogue)[
+            "parents"
+        ]
+        assert before
+        done = lineage("add", family.file("chat"), "--name", "again", "--catalogue", own_catalogue)
+        assert done.code == cli.DONE
+        assert lineage("check", "--catalogue", own_catalogue).code == cli.DONE
+        with SqliteCatalogue(str(own_catalogue)) as catalogue:
+            assert catalogue.code(catalogue.get("again").id) is not None
 
     def test_models_of_another_method_are_read_again_by_the_next_add(
         self, family: Family, own_catalogue: Path

@@ -1,0 +1,129 @@
+"""Identity codes in the catalogue: a reordered, rescaled and trained copy is a candidate again."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from embedder.coding import code_or_none, shipped_coder
+from embedder.describing import describe
+from embedder.opening import open_checkpoint
+from embedder.symmetry import permuted, rescaled
+from index.search import ALIKE
+from lineage.engine import LineageEngine
+
+SHAPES = {
+    "0.weight": (48, 64),
+    "0.bias": (48,),
+    "2.weight": (24, 48),
+    "2.bias": (24,),
+    "4.weight": (10, 24),
+    "4.bias": (10,),
+}
+PARENT = 5
+
+
+def network(seed: int) -> dict[str, NDArray[np.float32]]:
+    rng = np.random.default_rng(seed)
+    return {
+        name: (rng.normal(size=shape) / np.sqrt(shape[-1])).astype(np.float32)
+        for name, shape in SHAPES.items()
+    }
+
+
+def disguised(
+    weights: dict[str, NDArray[np.float32]], drift: float
+) -> dict[str, NDArray[np.float32]]:
+    """Return a child whose weights moved, in another order and scale."""
+    rng = np.random.default_rng(99)
+    moved = {
+        name: values + drift * np.std(values) * rng.normal(size=values.shape).astype(np.float32)
+        for name, values in weights.items()
+    }
+    architecture = describe(SHAPES)
+    found = permuted(rescaled(moved, architecture, rng), architecture, rng)
+    return {name: np.ascontiguousarray(values, np.float32) for name, values in found.items()}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("codes")
+    for seed in range(40):
+        save_file(network(seed), folder / f"m{seed}.safetensors")
+    save_file(disguised(network(PARENT), 0.4), folder / "child.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def engine(models: Path) -> LineageEngine:
+    opened = LineageEngine(str(models / "catalogue"), create=True)
+    opened.add(sorted(models.glob("m*.safetensors")), workers=1)
+    return opened
+
+
+def test_a_disguised_child_has_its_parent_as_the_first_candidate(
+    engine: LineageEngine, models: Path
+) -> None:
+    child = engine.model(str(models / "child.safetensors"))
+    first, *rest = engine.known.candidates(child.fingerprint, child.code)
+    assert engine.known.candidate(first).name == f"m{PARENT}.safetensors"
+    assert first.alike > ALIKE
+    assert all(candidate.alike == 0 for candidate in rest)
+
+
+def test_without_the_code_it_looks_like_any_stranger(engine: LineageEngine, models: Path) -> None:
+    child = engine.model(str(models / "child.safetensors"))
+    names = [
+        engine.known.candidate(candidate).name
+        for candidate in engine.known.candidates(child.fingerprint)
+        if candidate.cosine > 0.2 or candidate.shared > 0
+    ]
+    assert f"m{PARENT}.safetensors" not in names
+
+
+def test_a_copy_in_another_order_has_the_same_code(models: Path, tmp_path: Path) -> None:
+    save_file(disguised(network(PARENT), 0.0), tmp_path / "copy.safetensors")
+    codes = []
+    for path in (tmp_path / "copy.safetensors", models / f"m{PARENT}.safetensors"):
+        with open_checkpoint(path) as checkpoint:
+            codes.append(code_or_none(checkpoint))
+    assert codes[0] is not None
+    assert codes[1] is not None
+    assert codes[0].encoder == codes[1].encoder == shipped_coder().version
+    assert np.linalg.norm(codes[0].vector - codes[1].vector) < 1e-5
+
+
+def test_codes_can_be_left_out(models: Path, tmp_path: Path) -> None:
+    with LineageEngine(str(tmp_path / "c"), create=True) as engine:
+        engine.add([models / "m1.safetensors"], codes=False)
+        assert engine.catalogue.code(engine.catalogue.get("m1.safetensors").id) is None
+
+
+def test_a_model_that_nothing_describes_is_added_without_one(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    weights = {f"x{n}": rng.normal(size=(7 + n, 11 * n + 3)).astype(np.float32) for n in range(3)}
+    save_file(weights, tmp_path / "odd.safetensors")
+    with LineageEngine(str(tmp_path / "c"), create=True) as engine:
+        added = engine.add([tmp_path / "odd.safetensors"])
+        assert (added.added, added.failed) == (["odd.safetensors"], [])
+        assert engine.catalogue.code(engine.catalogue.get("odd.safetensors").id) is None
+
+
+def test_a_weight_that_is_no_number_gives_no_code(tmp_path: Path) -> None:
+    weights = network(1)
+    weights["2.weight"][3, 4] = np.nan
+    save_file(weights, tmp_path / "nan.safetensors")
+    with open_checkpoint(tmp_path / "nan.safetensors") as checkpoint:
+        assert code_or_none(checkpoint) is None
+
+
+def test_an_export_takes_codes_along(engine: LineageEngine, tmp_path: Path) -> None:
+    engine.export(tmp_path / "all.lineage")
+    with LineageEngine(str(tmp_path / "other"), create=True) as other:
+        other.import_from(tmp_path / "all.lineage")
+        version = shipped_coder().version
+        here, there = engine.catalogue.codes(version), other.catalogue.codes(version)
+        assert len(here[0]) == len(there[0]) == 40
+        np.testing.assert_array_equal(np.sort(here[1], axis=0), np.sort(there[1], axis=0))
