@@ -4,11 +4,12 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedder.architecture import Architecture
-from embedder.errors import ArchitectureError, MissingExtraError
+from embedder.errors import ArchitectureError, MalformedError, MissingExtraError
 from embedder.followed import Constant, Label, Value
 from embedder.onnx_axes import AxisRules
 from embedder.onnx_values import Known, attribute_of, is_float
@@ -46,7 +47,7 @@ _KEPT = frozenset(
 
 
 def describe_onnx(path: Path) -> Architecture:
-    """Return what an ONNX model is made of.
+    """Return what the model in an ONNX file is made of.
 
     Args:
         path: The file. Its large tensors are not read.
@@ -58,14 +59,27 @@ def describe_onnx(path: Path) -> Architecture:
     """
     try:
         import onnx
-        from onnx import shape_inference
     except ImportError as error:
         raise MissingExtraError("onnx", "formats", "reading ONNX files") from error
+    failures = import_module("google.protobuf.message")  # without types, so not by `import`
     file = OnnxFile(path)
     try:
         model = onnx.ModelProto.FromString(file.graph_bytes())
+    except failures.DecodeError as error:
+        raise MalformedError(path, f"is no ONNX message: {error}", "get it again") from error
     finally:
         file.close()
+    return describe_onnx_model(model)
+
+
+def describe_onnx_model(model: "onnx.ModelProto") -> Architecture:
+    """Return what an ONNX model in memory is made of; its large tensors may be empty.
+
+    Raises:
+        ArchitectureError: A node cannot be followed; it is named.
+    """
+    from onnx import shape_inference
+
     with suppress(shape_inference.InferenceError):  # unknown sizes keep units where they are
         model = shape_inference.infer_shapes(model, data_prop=True)
     return _Walk(model.graph).run()
@@ -106,6 +120,9 @@ class _Walk(AxisRules):
                 found = self.follow(node, rules)
             except ArchitectureError as error:
                 raise ArchitectureError(f"{_words(node)}: {error}") from error
+            if isinstance(found, Value):
+                known = (self.values.get(name) for name in node.input)
+                self.tracer.use(one.name for one in known if isinstance(one, Constant))
             for name in node.output:
                 if isinstance(found, Value) and len(node.output) > 1:
                     found = replace(found, shape=self.sizes.get(name), fresh=None)

@@ -194,7 +194,8 @@ def _goes_into_readers(architecture: Architecture, step: Step, uses: list[str]) 
     if step.op != Op.NORM or step.target == step.source or "gain" not in step.tensors:
         return False
     norms = [s for s in architecture.steps if s.op == Op.NORM and s.target == step.target]
-    alone = len(norms) == 1 and uses.count(step.tensors["gain"]) == 1
+    (axis,) = (axis for axis in architecture.axes[step.tensors["gain"]] if axis is not None)
+    alone = len(norms) == 1 and uses.count(step.tensors["gain"]) == axis.before * axis.inner == 1
     return alone and architecture.groups[step.target].gauge == Gauge.SCALE
 
 
@@ -203,11 +204,12 @@ def _can_fold(before: Step, norm: Step, architecture: Architecture, uses: list[s
     if before.op not in (Op.LINEAR, Op.UNITWISE) or not {"mean", "variance"} <= set(norm.tensors):
         return False
     axis = _rows(architecture, before)[1]
-    alone = all(uses.count(name) == 1 for name in before.tensors.values())
+    touched = (*before.tensors.values(), *norm.tensors.values())
+    alone = all(uses.count(name) == 1 for name in touched)
     holds_mean = "offset" in norm.tensors or "bias" in before.tensors
-    # A power says that the scale of the target begins here, and not at a norm.
-    begins = axis.group == before.target and axis.power > 0
-    return alone and holds_mean and not begins
+    # What a norm follows leaves the scale of its rows to the gain.
+    normed = axis.power == (-1 if before.op == Op.UNITWISE else 0)
+    return alone and holds_mean and normed
 
 
 def _rows(architecture: Architecture, step: Step) -> tuple[int, Axis]:

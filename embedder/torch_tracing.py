@@ -6,7 +6,7 @@ be walked through so; such a module is described by its names and shapes.
 
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -85,13 +85,19 @@ class _Walk:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self.shapes = {name: tuple(w.shape) for name, w in module.state_dict().items()}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.first: dict[str, str] = {}  # tied tensors go by the first of their names
+        names: dict[int, str] = {}
+        for name, tensor in module.state_dict(keep_vars=True).items():
+            self.first[name] = names.setdefault(id(tensor), name)
+            self.shapes.setdefault(self.first[name], tuple(tensor.shape))
         self.tracer = Tracer(shapes=self.shapes)
         self.values: dict[fx.Node, Known] = {}
 
     def run(self, graph: fx.Graph) -> Architecture:
         """Walk the graph and return what was found."""
         for node in graph.nodes:
+            self.tracer.use(self.read_by(node))
             try:
                 self.values[node] = self.follow(node)
             except ArchitectureError as error:
@@ -103,6 +109,17 @@ class _Walk:
         left = [name for name, size in sizes.items() if size > 1 and name not in built.axes]
         share = sum(sizes[n] for n in built.axes) / sum(sizes[n] for n in (*built.axes, *left))
         return replace(built, confidence=share, unexplained=tuple(sorted(left)))
+
+    def read_by(self, node: fx.Node) -> Iterator[str]:
+        """Yield the names of the tensors that a node reads."""
+        if node.op == "call_module":
+            called = self.module.get_submodule(str(node.target))
+            for name in called.state_dict():
+                yield self.first[f"{node.target}.{name}"]
+        for source in node.all_input_nodes:
+            known = self.values.get(source)
+            if isinstance(known, Constant):
+                yield known.name
 
     def follow(self, node: fx.Node) -> Known:
         """Return what a node gives."""
@@ -129,8 +146,10 @@ class _Walk:
 
     def constant(self, name: str) -> Constant | None:
         """Return a tensor of the module; None if there is none."""
-        shape = self.shapes.get(name)
-        return None if shape is None else Constant(name, shape, tuple(range(len(shape))))
+        if name not in self.first:
+            return None
+        shape = self.shapes[self.first[name]]
+        return Constant(self.first[name], shape, tuple(range(len(shape))))
 
     # -------------------------------------------------------------- modules
 

@@ -11,30 +11,22 @@ their sum, and attention as its four matrices, with heads that stay where they a
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from embedder.architecture import Architecture, Op, Step
 from embedder.errors import ArchitectureError
-from embedder.followed import Constant, FollowedUnits, Label, Value
-from embedder.units import Axis, Gauge, Group
-
-
-@dataclass(slots=True)
-class _Draft:
-    """An axis of a tensor before the units are final; `source` of a depthwise weight."""
-
-    label: Label
-    power: int = 0
-    source: int | None = None
+from embedder.followed import Constant, Label, Value
+from embedder.noted import Draft, NotedAxes
+from embedder.units import Gauge, Group
 
 
 @dataclass
-class Tracer(FollowedUnits):
+class Tracer(NotedAxes):
     """Collects units, axes and steps while a graph is walked."""
 
-    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    _axes: dict[str, list[_Draft | None]] = field(default_factory=dict)
     _steps: list[Step] = field(default_factory=list)
+    _behind: dict[int, Step] = field(default_factory=dict)
+    """Batch norms by the number of the step before them."""
 
     # -------------------------------------------------------------- layers
 
@@ -59,10 +51,10 @@ class Tracer(FollowedUnits):
             bias: The bias.
         """
         size = weight.shape[read]
-        label = self._fitting(value, at, size)
+        label = self.fitting(value, at, size)
         target = self.new_units(weight.shape[written])
-        axes: dict[int, _Draft] = {read: _Draft(label, -1), written: _Draft(Label(target), 1)}
-        tensors = {"weight": self._describe(weight, axes)}
+        axes: dict[int, Draft] = {read: Draft(label, -1), written: Draft(Label(target), 1)}
+        tensors = {"weight": self.note(weight, axes)}
         if bias is not None:
             tensors["bias"] = self.vector(bias, Label(target), power=1)
         turned = weight.stored[read] == 0
@@ -73,12 +65,12 @@ class Tracer(FollowedUnits):
         self, value: Value, weight: Constant, *, at: int, bias: Constant | None = None
     ) -> tuple[int, int]:
         """Add a depthwise convolution; return its units and the number of the step."""
-        label = self._fitting(value, at, weight.shape[0])
+        label = self.fitting(value, at, weight.shape[0])
         if (label.before, label.inner) != (1, 1):
             raise ArchitectureError(f"{weight.name}: reads units that lie apart")
         target = self.new_units(weight.shape[0], tied=label.units)
-        draft = _Draft(Label(target), 1, source=label.units)
-        tensors = {"weight": self._describe(weight, {0: draft})}
+        draft = Draft(Label(target), 1, source=label.units)
+        tensors = {"weight": self.note(weight, {0: draft})}
         if bias is not None:
             tensors["bias"] = self.vector(bias, Label(target), power=1)
         self._add(Op.UNITWISE, label.units, target, tensors)
@@ -88,8 +80,8 @@ class Tracer(FollowedUnits):
         """Add a table whose rows are looked up; return its units."""
         source = self.new_units(weight.shape[0], named=True)
         target = self.new_units(weight.shape[1])
-        axes = {0: _Draft(Label(source)), 1: _Draft(Label(target), 1)}
-        tensors = {"weight": self._describe(weight, axes)}
+        axes = {0: Draft(Label(source)), 1: Draft(Label(target), 1)}
+        tensors = {"weight": self.note(weight, axes)}
         self._add(Op.EMBEDDING, source, target, tensors, turned=True)
         return target
 
@@ -113,10 +105,12 @@ class Tracer(FollowedUnits):
             alone: Whether nothing else reads the value.
             epsilon: What is added to the variance.
         """
-        label = self._fitting(value, at, next(iter(vectors.values())).shape[-1])
-        if kind == "batch" and alone and value.fresh is not None:
+        label = self.fitting(value, at, next(iter(vectors.values())).shape[-1])
+        number = value.fresh
+        in_place = number is not None and kind == "batch" and alone and self._ends(number, label)
+        if in_place and number is not None:
             # Its scale begins at the gain, so the rows before it are left as they are.
-            self._begin_later(value.fresh)
+            self._begin_later(number)
             self.fix(Value({p: other for p, other in value.labels.items() if p != at}))
             target = label.units
         else:
@@ -132,12 +126,20 @@ class Tracer(FollowedUnits):
             for role, vector in vectors.items()
         }
         self._add(Op.NORM, label.units, target, tensors, kind=kind, epsilon=epsilon)
+        if in_place and number is not None:
+            self._behind[number] = self._steps.pop()
         return Value({**value.labels, at: after}, value.shape)
+
+    def _ends(self, number: int, label: Label) -> bool:
+        """Say whether a step made the units of a label, with tensors that it alone uses."""
+        step = self._steps[number]
+        alone = all(self.uses[name] == 1 for name in step.tensors.values())
+        return alone and step.target == str(label.units)
 
     def _begin_later(self, number: int) -> None:
         step = self._steps[number]
         for name in step.tensors.values():
-            for draft in self._axes.get(name, ()):
+            for draft in self.axes.get(name, ()):
                 if draft is not None and draft.power == 1:
                     # A depthwise weight still takes back the scale of what it reads.
                     source, draft.source = draft.source, None
@@ -148,16 +150,16 @@ class Tracer(FollowedUnits):
         """Add cells as ONNX has them, directions × (gates · units) × in; return their units."""
         inputs, past = weights[:2]
         size = past.shape[2]
-        label = self._fitting(value, -1, inputs.shape[2])
+        label = self.fitting(value, -1, inputs.shape[2])
         target = self.new_units(size)
         rows = Label(target, before=gates)
         tensors = {
-            "weight": self._describe(inputs, {1: _Draft(rows, 1), 2: _Draft(label, -1)}),
-            "recurrent": self._describe(past, {1: _Draft(rows, 1), 2: _Draft(Label(target), -1)}),
+            "weight": self.note(inputs, {1: Draft(rows, 1), 2: Draft(label, -1)}),
+            "recurrent": self.note(past, {1: Draft(rows, 1), 2: Draft(Label(target), -1)}),
         }
         if len(weights) > 2:
             both = Label(target, before=2 * gates)
-            tensors["bias"] = self._describe(weights[2], {1: _Draft(both, 1)})
+            tensors["bias"] = self.note(weights[2], {1: Draft(both, 1)})
         self._add(Op.RECURRENT, label.units, target, tensors, kind=kind)
         units = self.units[target]
         units.scale = False
@@ -165,76 +167,25 @@ class Tracer(FollowedUnits):
         units.activation = "tanh" if kind == "elman" else "sigmoid"
         return target
 
-    def vector(self, constant: Constant, label: Label, *, power: int) -> str:
-        """Note a tensor whose last axis runs over units; return its name."""
-        return self._describe(constant, {len(constant.shape) - 1: _Draft(label, power)})
-
     def along(self, value: Value, constant: Constant, *, power: int) -> None:
         """Note a tensor that is added (power 1) to a value or multiplied with it (0)."""
-        axes: dict[int, _Draft] = {}
+        axes: dict[int, Draft] = {}
         for place, label in value.labels.items():
             axis = len(constant.shape) + place
             length = constant.shape[axis] if axis >= 0 else 1
             if length > 1:
-                axes[axis] = _Draft(self._sized(label, length), power)
+                axes[axis] = Draft(self.sized(label, length), power)
             elif power and constant.scalar != 0:
                 # The same number is added to units that may have other scales.
                 self.fix(Value({place: label}))
         if axes:
-            self._describe(constant, axes)
-
-    def _fitting(self, value: Value, at: int, size: int) -> Label:
-        """Return the label that is read, one of inputs with a meaning if there is none."""
-        label = value.labels.get(at)
-        return (
-            Label(self.new_units(size, named=True)) if label is None else self._sized(label, size)
-        )
-
-    def _sized(self, label: Label, length: int) -> Label:
-        """Return a label that fills a length, its flattened map measured by it."""
-        places = self.units[self.find(label.units)].size * label.before
-        inner = label.inner if label.inner is not None else max(length // places, 1)
-        if places * inner != length:
-            raise ArchitectureError(f"{places * inner} places of units meet {length}")
-        return Label(label.units, label.before, inner)
-
-    def _describe(self, constant: Constant, axes: Mapping[int, _Draft]) -> str:
-        """Note which axes of a tensor run over which units, and return its name."""
-        drafts: list[_Draft | None] = [None] * len(self.shapes.get(constant.name, ()))
-        for place, draft in axes.items():
-            stored = constant.stored[place] if constant.name else None
-            if stored is None:
-                self.units[self.find(draft.label.units)].named = True
-            else:
-                drafts[stored] = draft
-        if not constant.name:
-            return ""
-        there = self._axes.setdefault(constant.name, drafts)
-        if there is not drafts:
-            self._agree(constant.name, there, drafts)
-        return constant.name
-
-    def _agree(
-        self, name: str, there: Sequence[_Draft | None], again: Sequence[_Draft | None]
-    ) -> None:
-        """Join the units of a tensor that is used twice, or keep them if it is used differently."""
-        for one, other in zip(there, again, strict=True):
-            if one is None or other is None or not self._joined(one, other):
-                for draft in (one, other):
-                    if draft is not None:
-                        self.units[self.find(draft.label.units)].named = True
-            elif (one.power, one.source) != (other.power, other.source):
-                for units in (one.label.units, one.source, other.source):
-                    if units is not None:
-                        self.fix(Value({-1: Label(units)}))
-
-    def _joined(self, one: _Draft, other: _Draft) -> bool:
-        """Join the units of two axes, if they lie alike; say whether they did."""
-        alike = (one.label.before, one.label.inner) == (other.label.before, other.label.inner)
-        if not alike or self.size(one.label) != self.size(other.label):
-            return False
-        self.join(one.label.units, other.label.units)
-        return True
+            self.note(constant, axes)
+        if axes and power and value.fresh is not None and constant.stored == (0,):
+            step = self._steps[value.fresh]
+            alone = len(axes) == 1 and step.target == str(axes[0].label.units)
+            if alone and "bias" not in step.tensors:
+                bias = {**step.tensors, "bias": constant.name}
+                self._steps[value.fresh] = replace(step, tensors=bias)
 
     def _add(
         self,
@@ -252,38 +203,46 @@ class Tracer(FollowedUnits):
             Step(op, str(source), str(target), named, kind=kind, turned=turned, epsilon=epsilon)
         )
 
-    # -------------------------------------------------------------- the end
-
     def finish(self, family: str) -> Architecture:
         """Return what was found.
 
         Raises:
             ArchitectureError: No tensor runs over units that were followed.
         """
-        if not self._axes:
+        if not self.axes:
             raise ArchitectureError("the graph has no layer whose units could be followed")
+        self.keep_what_is_read_elsewhere()
         axes = {
-            name: tuple(None if draft is None else self._axis(draft) for draft in drafts)
-            for name, drafts in self._axes.items()
+            name: tuple(None if draft is None else self.final_axis(draft) for draft in drafts)
+            for name, drafts in self.axes.items()
         }
         steps = tuple(
-            Step(
-                step.op,
-                self._name(int(step.source)),
-                self._name(int(step.target)),
-                step.tensors,
-                kind=step.kind,
-                turned=step.turned,
-                epsilon=step.epsilon,
+            replace(
+                step,
+                source=self.name_of(int(step.source)),
+                target=self.name_of(int(step.target)),
+                tensors=self._alone(step, number),
             )
-            for step in self._steps
+            for number, first in enumerate(self._steps)
+            for step in (first, self._behind.get(number))
+            if step is not None
         )
         roots = sorted({self.find(units) for units in range(len(self.units))})
-        groups = {self._name(root): self._group(root) for root in roots}
+        groups = {self.name_of(root): self._group(root) for root in roots}
         return Architecture(family, groups, axes, steps)
 
-    def _name(self, units: int) -> str:
-        return f"units{self.find(units)}"
+    def _alone(self, step: Step, number: int) -> dict[str, str]:
+        """Return the tensors of a step; of a norm those that may be changed with it alone."""
+        if step.op != Op.NORM:
+            return dict(step.tensors)
+        before = self._steps[number].tensors if self._behind.get(number) is step else {}
+        touched = (*before.values(), *step.tensors.values())
+        single = all(self.times(name) == 1 for name in touched)
+        return {
+            role: name
+            for role, name in step.tensors.items()
+            if self.times(name) == 1 and (single or role in ("gain", "offset"))
+        }
 
     def _group(self, root: int) -> Group:
         units = self.units[root]
@@ -294,13 +253,8 @@ class Tracer(FollowedUnits):
             gauge = Gauge.SCALE
         elif units.sign:
             gauge = Gauge.SIGN
-        tied = "" if units.tied is None else self._name(units.tied)
-        return Group(self._name(root), units.size, gauge, units.activation, tied)
-
-    def _axis(self, draft: _Draft) -> Axis:
-        name, power, tied_power = self._name(draft.label.units), draft.power, 0
-        if draft.source is not None:
-            # The weights of a depthwise convolution between one and the same units keep theirs.
-            alone = self._name(draft.source) == name
-            power, tied_power = (0, 0) if alone else (1, -1)
-        return Axis(name, draft.label.before, draft.label.inner or 1, power, tied_power)
+        tied = "" if units.tied is None else self.name_of(units.tied)
+        activation = units.activation
+        if activation == "linear" and units.scale and not units.sign:
+            activation = "maximum"  # without a function of its own, and yet not linear
+        return Group(self.name_of(root), units.size, gauge, activation, tied)

@@ -211,6 +211,8 @@ class Program(nn.Module):
         self.space, self.lines = space, list[tuple[str, int, int]]()
         self.layers = nn.ModuleDict()
         self.shifts = nn.ParameterDict()
+        self.again: list[str] = []
+        made: dict[tuple[str, int, int], str] = {}
         widths = [3]
         names = ["map", "map", "function", "add", "add", "multiply", "shift", "stretch", "one"]
         names += ["batch", "layer", "slope"] + ["deep", "pool"] * space
@@ -220,7 +222,13 @@ class Program(nn.Module):
             alike = [p for p, width in enumerate(widths) if width == widths[first]]
             self.lines.append((kind, first, int(rng.choice(alike))))
             widths.append(int(rng.choice([4, 5])) if kind == "map" else widths[first])
-            self.make(kind, str(number), widths[first], widths[-1], rng)
+            known = (kind, widths[first], widths[-1])
+            self.again.append(str(number))
+            if known in made and rng.integers(4) == 0:
+                self.again[-1] = made[known]  # one module in two places
+            else:
+                self.make(kind, str(number), widths[first], widths[-1], rng)
+                made[known] = str(number)
         self.head = nn.Conv2d(widths[-1], 2, 1) if space else nn.Linear(widths[-1], 2)
 
     def make(self, kind: str, name: str, into: int, out: int, rng: np.random.Generator) -> None:
@@ -250,7 +258,7 @@ class Program(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         values = [x]
         for number, (kind, first, second) in enumerate(self.lines, 1):
-            a, b, name = values[first], values[second], str(number)
+            a, b, name = values[first], values[second], self.again[number - 1]
             if kind == "add":
                 values.append(a + b)
             elif kind == "multiply":
