@@ -1,7 +1,7 @@
 """The architecture of an ONNX model, from its graph."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
@@ -12,7 +12,7 @@ from embedder.architecture import Architecture
 from embedder.errors import ArchitectureError, MalformedError, MissingExtraError
 from embedder.followed import Constant, Label, Value
 from embedder.onnx_axes import AxisRules
-from embedder.onnx_values import Known, attribute_of, is_float
+from embedder.onnx_values import GraphValues, Known, attribute_of, is_float
 from embedder.readers.onnx_file import OnnxFile
 from embedder.units import Gauge
 
@@ -44,6 +44,9 @@ _KEPT = frozenset(
     | {"DepthToSpace", "SpaceToDepth", "NonZero", "OneHot", "CumSum", "Einsum", "EyeLike"}
 )
 """Operations after which units are not followed."""
+
+
+_HIDDEN = "not.inferred"
 
 
 def describe_onnx(path: Path) -> Architecture:
@@ -78,11 +81,36 @@ def describe_onnx_model(model: "onnx.ModelProto") -> Architecture:
     Raises:
         ArchitectureError: A node cannot be followed; it is named.
     """
-    from onnx import shape_inference
+    for node in model.graph.node:
+        if any(a.HasField("g") or a.graphs for a in node.attribute):
+            raise ArchitectureError(f"{_words(node)}: the operation {node.op_type} holds a graph")
+    return _Walk(_with_sizes(model).graph).run()
 
+
+def _with_sizes(model: "onnx.ModelProto") -> "onnx.ModelProto":
+    """Return a model with the sizes of its values, as far as they can be inferred.
+
+    Bodies of functions are left out, and so are slices that may run backwards: where such a one
+    meets an axis without places, the inference of sizes ends the whole process.
+    """
+    from onnx import ModelProto, shape_inference
+
+    work = ModelProto()
+    work.CopyFrom(model)
+    del work.functions[:]
+    facts = GraphValues(work.graph)
+    hidden = [
+        place
+        for place, node in enumerate(work.graph.node)
+        if node.op_type == "Slice" and len(node.input) > 4 and not facts.runs_forward(node)
+    ]
+    for place in hidden:
+        work.graph.node[place].domain = _HIDDEN
     with suppress(shape_inference.InferenceError):  # unknown sizes keep units where they are
-        model = shape_inference.infer_shapes(model, data_prop=True)
-    return _Walk(model.graph).run()
+        work = shape_inference.infer_shapes(work, data_prop=True)
+    for place in hidden:
+        work.graph.node[place].domain = ""
+    return work
 
 
 class _Walk(AxisRules):
@@ -111,15 +139,30 @@ class _Walk(AxisRules):
 
     def run(self) -> Architecture:
         """Walk the graph and return what was found."""
-        rules = self.rules()
-        for node in self.graph.node:
+        self.walk(self.graph.node, self.rules())
+        for info in self.graph.output:
+            found = self.values.get(info.name, Value())
+            if isinstance(found, Value):
+                self.tracer.keep(found)
+        return self.finish()
+
+    def walk(
+        self, nodes: Iterable["onnx.NodeProto"], rules: Mapping[str, Callable[[Any], Known]]
+    ) -> None:
+        """Follow nodes in their order."""
+        for node in nodes:
             if node.op_type == "Constant":
                 self.values.setdefault(node.output[0], Value())
+                continue
+            if node.op_type == "If":
+                self.choose(node, rules)
                 continue
             try:
                 found = self.follow(node, rules)
             except ArchitectureError as error:
                 raise ArchitectureError(f"{_words(node)}: {error}") from error
+            except (ArithmeticError, LookupError, StopIteration, TypeError, ValueError) as error:
+                raise ArchitectureError(f"{_words(node)}: its inputs do not fit it") from error
             if isinstance(found, Value):
                 known = (self.values.get(name) for name in node.input)
                 self.tracer.use(one.name for one in known if isinstance(one, Constant))
@@ -127,11 +170,24 @@ class _Walk(AxisRules):
                 if isinstance(found, Value) and len(node.output) > 1:
                     found = replace(found, shape=self.sizes.get(name), fresh=None)
                 self.values[name] = found
-        for info in self.graph.output:
-            found = self.values.get(info.name, Value())
-            if isinstance(found, Value):
-                self.tracer.keep(found)
-        return self.finish()
+
+    def choose(self, node: "onnx.NodeProto", rules: Mapping[str, Callable[[Any], Known]]) -> None:
+        """Follow both branches of a choice: what they give has the same units."""
+        self.tracer.keep(self.value(node))
+        branches = [attribute.g for attribute in node.attribute if attribute.HasField("g")]
+        for branch in branches:
+            self.walk(branch.node, rules)
+        results = zip(*(branch.output for branch in branches), strict=False)
+        for name, given in zip(node.output, results, strict=False):
+            found = [self.values.get(info.name, Value()) for info in given]
+            values = [Value(getattr(known, "labels", {}), known.shape) for known in found]
+            lengths = {None if value.shape is None else len(value.shape) for value in values}
+            if len(lengths) == 1 and None not in lengths:
+                self.values[name] = Value(self.tracer.joined(values), self.sizes.get(name))
+            else:  # it is not known which axes of one are which of the other
+                for value in values:
+                    self.tracer.keep(value)
+                self.values[name] = Value(shape=self.sizes.get(name))
 
     def finish(self) -> Architecture:
         """Return the description, and how much of the model it explains."""

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from embedder.errors import ArchitectureError
@@ -26,23 +26,26 @@ class GraphValues:
         self.values: dict[str, Known] = {}
         self.uniform: set[str] = set()  # values that are equal everywhere
         self.sizes: dict[str, tuple[int | None, ...]] = {}
-        for info in (*graph.input, *graph.value_info, *graph.output):
-            kind = info.type.tensor_type
-            if kind.HasField("shape"):
-                self.sizes[info.name] = tuple(
-                    d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim
-                )
-        self.protos = {tensor.name: tensor for tensor in graph.initializer}
-        for node in graph.node:
-            if node.op_type == "Constant":
+        self.protos: dict[str, onnx.TensorProto] = {}
+        parts = list(_parts_of(graph))
+        for part in parts:
+            for info in (*part.input, *part.value_info, *part.output):
+                kind = info.type.tensor_type
+                if kind.HasField("shape"):
+                    self.sizes[info.name] = tuple(
+                        d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim
+                    )
+            self.protos.update({tensor.name: tensor for tensor in part.initializer})
+            for node in part.node:
                 found = next((a.t for a in node.attribute if a.HasField("t")), None)
-                if found is not None:
+                if node.op_type == "Constant" and found is not None:
                     self.protos[node.output[0]] = found
+        _check_names(parts)
         shapes = {name: tuple(proto.dims) for name, proto in self.protos.items()}
         for name, shape in shapes.items():
             self.values[name] = Constant(name, shape, tuple(range(len(shape))), self.scalar(name))
-        self.readers = Counter(name for node in graph.node for name in node.input)
-        self.readers.update(info.name for info in graph.output)
+        self.readers = Counter(name for part in parts for n in part.node for name in n.input)
+        self.readers.update(info.name for part in parts for info in part.output)
         self.tracer = Tracer(shapes=shapes)
 
     def scalar(self, name: str) -> float | None:
@@ -101,6 +104,11 @@ class GraphValues:
         """Return what values give whose axes meet from the end: units that meet are one."""
         return Value(self.tracer.joined(values, product=product), self.shape(node))
 
+    def runs_forward(self, node: "onnx.NodeProto") -> bool:
+        """Say whether a slice certainly takes places in their order."""
+        steps = self.numbers(name_of(node, 4)) if name_of(node, 4) else []
+        return steps is not None and min(steps, default=1) > 0
+
     def kept(self, node: "onnx.NodeProto") -> Known:
         """Give a meaning to all units that a node reads, and none to what it gives."""
         for place in range(len(node.input)):
@@ -110,6 +118,26 @@ class GraphValues:
     def nothing(self, node: "onnx.NodeProto") -> Known:
         """Return what does not depend on any unit."""
         return Value(shape=self.shape(node))
+
+
+def _parts_of(graph: "onnx.GraphProto") -> Iterator["onnx.GraphProto"]:
+    """Yield a graph and all graphs that its nodes hold."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _parts_of(attribute.g)
+
+
+def _check_names(parts: Sequence["onnx.GraphProto"]) -> None:
+    """Make sure that a name means one value: two branches may use it for two."""
+    names: Counter[str] = Counter()
+    for part in parts:
+        names.update(tensor.name for tensor in part.initializer)
+        names.update(name for node in part.node for name in node.output if name)
+    twice = next((name for name, number in names.items() if number > 1), "")
+    if twice and len(parts) > 1:
+        raise ArchitectureError(f"{twice}: two parts of the graph have a value of this name")
 
 
 def name_of(node: "onnx.NodeProto", place: int) -> str:

@@ -138,6 +138,9 @@ class _Walk(AxisRules):
                 found = self.follow(node, rules)
             except ArchitectureError as error:
                 raise ArchitectureError(f"{self.words(node)}: {error}") from error
+            if isinstance(found, Value) and node.op != "IF":  # whose parts use what it is given
+                known = (self.input(node, at) for at in range(len(node.inputs)))
+                self.tracer.use(one.name for one in known if isinstance(one, Constant))
             for number in node.outputs:
                 if isinstance(found, Value) and len(node.outputs) > 1:
                     found = replace(found, shape=self.size(number))
