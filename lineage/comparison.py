@@ -2,12 +2,18 @@
 
 import math
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
+from embedder.errors import CheckpointError
+from embedder.fingerprint import take_fingerprint
+from embedder.opening import open_checkpoint
+from index.search import ALIKE
+from lineage.aligning import after_alignment, align
 from lineage.chance import corrected
 from lineage.direction import Direction, direction_of
-from lineage.known import Known, measure_pair
-from lineage.measure import Measurement
+from lineage.known import Known, may_be_read, measure_pair
+from lineage.measure import Measurement, measure
 from lineage.models import Model
 from lineage.relation import decide
 from lineage.third import Meeting, may_meet, meeting_point, refined
@@ -73,6 +79,10 @@ def compare_models(
         else known.measure(first, second, exact=exact)
     )
     verdict = decide(first.fingerprint, second.fingerprint, measured)
+    if verdict.relation in UNDECIDED and exact and may_align(first, second):
+        found = _aligned(first, second)
+        if found is not None:
+            measured, verdict = found
     meetings: list[Meeting] = []
     if known is not None and verdict.relation is Relation.CANNOT_SAY:
         constants = shared_constants(first, second, measured, known)
@@ -83,6 +93,38 @@ def compare_models(
         verdict = refined(verdict, meetings)
     direction = direction_of(first.fingerprint, second.fingerprint, verdict, measured, meetings)
     return Comparison(first, second, verdict, direction, measured, corrected_for)
+
+
+UNDECIDED = (Relation.UNRELATED, Relation.CANNOT_SAY)
+"""Answers that a reordering of hidden units gives, whatever the two are to each other."""
+
+
+def may_align(first: Model, second: Model) -> bool:
+    """Say whether two models are worth an alignment: their codes are alike, or one has none yet."""
+    if not may_be_read(first, second):
+        return False
+    if first.code is not None and second.code is not None:
+        same = first.code.encoder == second.code.encoder
+        return not same or float(first.code.vector @ second.code.vector) > ALIKE
+    # A catalogued model without a code is one whose architecture is not known.
+    return not any(model.entry and model.code is None for model in (first, second))
+
+
+def _aligned(first: Model, second: Model) -> tuple[Measurement, Verdict] | None:
+    """Return what is measured and decided once the second's hidden units are put back in order."""
+    try:
+        with ExitStack() as stack:
+            one, other = (
+                stack.enter_context(open_checkpoint(model.location)) for model in (first, second)
+            )
+            alignment = align(one, other)
+            if alignment is None:
+                return None
+            prints = first.fingerprint, take_fingerprint(alignment.second)
+            measured = measure(*prints, (one, alignment.second))
+    except (CheckpointError, OSError):
+        return None
+    return measured, after_alignment(decide(*prints, measured), alignment)
 
 
 def reversed_comparison(found: Comparison) -> Comparison:

@@ -87,8 +87,10 @@ def _compared(
 ) -> Comparison:
     other = known.candidate(candidate)
     quick = compare_models(other, model, None, exact=False, corrected_for=searched)
-    if quick.relation is Relation.UNRELATED or not exact:
-        # Fingerprints can show that two models are strangers, and that costs no reading.
+    strangers = quick.relation is Relation.UNRELATED and not candidate.alike
+    if strangers or not exact:
+        # Fingerprints can show that two models are strangers, and that costs no reading. Where
+        # identity codes are alike, units may stand in another order, and weights are looked at.
         return quick
     return compare_models(other, model, known, corrected_for=searched)
 

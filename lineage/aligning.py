@@ -1,0 +1,252 @@
+"""Undo a reordering of hidden units where two ways of finding it agree.
+
+Units are matched twice: by what they read, which the weights below them decide, and by what they
+do, which the weights above them decide. Between relatives both matchings are the same; strangers
+agree about few units, and only as far as their data made units alike. So a reordered child is told
+from a stranger before anything is aligned, and alignment then shows how far the two are apart.
+
+Source: matching units by weights, Ainsworth et al. 2023 (Git Re-Basin), ICLR; the second matching
+from the other side, as a test, is our own.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+
+from embedder.anchors import Units, anchored
+from embedder.architecture import Architecture
+from embedder.checkpoint import Checkpoint, Tensor, tensor_of
+from embedder.coding import shipped_coder
+from embedder.describing import describe
+from embedder.errors import ArchitectureError
+from embedder.symmetry import multiplied, reordered
+from embedder.units import Gauge
+from lineage.chance import Chance
+from lineage.verdict import Relation, Verdict
+
+Values = NDArray[np.floating[Any]]
+
+AGREED = 0.6
+"""Share of units about which both matchings agree, from which two models are no strangers. In a zoo
+(`benchmarks/results/alignment.json`) 239 of 256 children pass that were trained further to a drift
+of .3, and none of 1,693 pairs of other seeds and other recipes of one design and task."""
+
+CONTROLS, STRANGERS = 1_693, 0.44
+"""How many pairs of strangers these were, and the largest share among them."""
+
+LEAST_UNITS = 24
+"""Units below which agreement may be luck: of 24 that match at random, one agrees on average."""
+
+RESCALED = 0.2
+"""Standard deviation of the logarithm of scales from which units were rescaled: training to a drift
+of .3 leaves .12 in nineteen of twenty networks of the zoo, a random rescaling about .5."""
+
+LARGEST = 30_000_000
+"""Values of a model that is aligned; more would take minutes and gigabytes."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Alignment:
+    """The second of two models, with its units in the order and scale of the first's.
+
+    Args:
+        units: Hidden units that were matched twice.
+        agreed: Those about which both matchings agree.
+        second: The aligned model, in memory.
+        moved: Whether any unit changed its place.
+        rescaled: Whether scales or signs were undone.
+    """
+
+    units: int
+    agreed: int
+    second: Checkpoint
+    moved: bool
+    rescaled: bool
+
+
+def after_alignment(verdict: Verdict, alignment: Alignment) -> Verdict:
+    """Return what a verdict on two models means whose hidden units had to be put in order.
+
+    That the matchings from both sides agree shows that the two are no strangers, and it is the only
+    chance that is told: the law of the controls is one of tensors that were not aligned.
+
+    Args:
+        verdict: Of the first model and the aligned second.
+        alignment: How the units were matched.
+    """
+    reason = (
+        f"hidden units that are matched by what they read and by what they do agree about "
+        f"{alignment.agreed} of {alignment.units}; of {CONTROLS:,} pairs of strangers none does "
+        f"about more than {STRANGERS:.0%}"
+    )
+    chance = Chance(1 / (CONTROLS + 1), "dual match of hidden units", CONTROLS, False, "zoo")
+    operations = list(verdict.operations)
+    if alignment.moved:
+        operations.append("reorder")
+    if alignment.rescaled:
+        operations.append("rescale")
+    related = verdict.relation not in (Relation.UNRELATED, Relation.CANNOT_SAY)
+    return replace(
+        verdict,
+        relation=verdict.relation if related else Relation.CANNOT_SAY,
+        operations=tuple(operations) if related else (),
+        chance=verdict.chance and chance,
+        reasons=(reason, *(verdict.reasons if related else (_SAME_START_TOO,))),
+    )
+
+
+_SAME_START_TOO = "a common random start explains that as well as a common trained ancestor"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Described:
+    """A model with all that alignment looks at."""
+
+    weights: Mapping[str, Values]
+    architecture: Architecture
+    units: Sequence[Units]
+
+
+def align(first: Checkpoint, second: Checkpoint) -> Alignment | None:
+    """Return the second model aligned to the first; None where they are not of one design.
+
+    None too where the two ways of matching do not agree, as between strangers.
+
+    Args:
+        first: One model.
+        second: The other.
+
+    Raises:
+        CheckpointError: A tensor cannot be read.
+    """
+    try:
+        ours, theirs = _described(first), _described(second)
+    except ArchitectureError:
+        return None
+    if ours is None or theirs is None:
+        return None
+    matched = match_units(ours.units, theirs.units)
+    units, agreed = sum(m.units for m in matched), sum(m.agreed for m in matched)
+    if units < LEAST_UNITS or agreed < AGREED * units:
+        return None
+    return _undone(second, theirs, matched, units, agreed)
+
+
+def match_units(ours: Sequence[Units], theirs: Sequence[Units]) -> list["Match"]:
+    """Return the groups of two models' units, matched from both sides; none if designs differ.
+
+    Args:
+        ours: What `embedder.anchors.anchored` returns for one model.
+        theirs: The same for the other.
+    """
+    if _design(ours) != _design(theirs):
+        return []
+    pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if _is_matched(a)]
+    first = min((a.depth for a, _ in pairs), default=0)
+    last = max((a.depth for a, _ in pairs), default=0)
+    return [Match(a, b, first=a.depth == first, last=a.depth == last) for a, b in pairs]
+
+
+def _described(checkpoint: Checkpoint) -> _Described | None:
+    if checkpoint.parameters > LARGEST:
+        return None
+    architecture = describe(checkpoint)
+    weights = {t.name: t.read() for t in checkpoint.tensors if t.name in architecture.axes}
+    return _Described(weights, architecture, anchored(weights, architecture))
+
+
+def _design(units: Sequence[Units]) -> list[tuple[int, Gauge, bool, bool]]:
+    return [(len(group.read), group.gauge, group.heads, group.gates) for group in units]
+
+
+def _is_matched(group: Units) -> bool:
+    """Say whether a group has units that may be reordered, and that do something."""
+    free = group.gauge is not Gauge.NAMED and not group.heads and not group.gates
+    return free and bool(group.reach.any()) and len(group.read) > 1
+
+
+class Match:
+    """The units of one group of both models, matched from both sides.
+
+    Args:
+        ours: The group of one model.
+        theirs: The same group of the other.
+        first: Whether its units read the inputs.
+        last: Whether they feed the outputs.
+    """
+
+    def __init__(self, ours: Units, theirs: Units, *, first: bool, last: bool) -> None:
+        self.ours, self.theirs = ours, theirs
+        arrays = shipped_coder().arrays
+        read = arrays["first read/turn" if first else "deep read/turn"]
+        reach = arrays["last reach/turn" if last else "deep reach/turn"]
+        below = _cosines(ours.forward @ read, theirs.forward @ read)
+        above = _cosines(ours.backward @ reach, theirs.backward @ reach)
+        self.even = ours.gauge is Gauge.SIGN
+        sized = [np.abs(c) if self.even else c for c in (below, above)]
+        one, other = (linear_sum_assignment(-c)[1] for c in sized)
+        self.units, self.agreed = len(one), int((one == other).sum())
+        self.order = linear_sum_assignment(-(sized[0] + sized[1]))[1]
+        rows = np.arange(len(self.order))
+        self.signs = np.where((below + above)[rows, self.order] < 0, -1.0, 1.0)
+
+    def factors(self) -> Values:
+        """Return what each unit, in its new place, is multiplied by.
+
+        A scale makes what a unit reads longer and what it does shorter; their ratio tells it, and
+        training changes that little.
+        """
+        if self.even:
+            return self.signs
+        balance = self.ours.read / np.maximum(self.ours.reach, 1e-300)
+        theirs = self.theirs.read / np.maximum(self.theirs.reach, 1e-300)
+        ratio = balance / np.maximum(theirs[self.order], 1e-300)
+        usable = np.isfinite(ratio) & (ratio > 0)
+        return np.sqrt(np.where(usable, ratio, 1.0))
+
+
+def _cosines(first: Values, second: Values) -> Values:
+    one, other = (
+        rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+        for rows in (first, second)
+    )
+    return np.asarray(one @ other.T)
+
+
+def _undone(
+    checkpoint: Checkpoint, model: _Described, matched: Sequence[Match], units: int, agreed: int
+) -> Alignment:
+    """Return the aligned model."""
+    architecture = model.architecture
+    orders: dict[str, NDArray[np.intp]] = {}
+    factors: dict[str, Values] = {}
+    for match in matched:
+        name = match.theirs.group
+        orders.setdefault(architecture.root(name), match.order)
+        scales = match.factors()
+        # Where the activation is not known, scales are undone only if they are there to be seen.
+        known = architecture.groups[name].gauge in (Gauge.SCALE, Gauge.SIGN)
+        if known or np.std(np.log(np.abs(scales))) > RESCALED:
+            factors[name] = scales
+    weights = multiplied(reordered(model.weights, architecture, orders), architecture, factors)
+    tensors = tuple(_with(tensor, weights.get(tensor.name)) for tensor in checkpoint.tensors)
+    aligned = Checkpoint(
+        checkpoint.location, checkpoint.format, tensors, adapter=checkpoint.adapter
+    )
+    moved = any((order != np.arange(len(order))).any() for order in orders.values())
+    scaled = any(np.std(np.log(np.abs(f))) > RESCALED or (f < 0).any() for f in factors.values())
+    return Alignment(units, agreed, aligned, moved, scaled)
+
+
+def _with(tensor: Tensor, values: Values | None) -> Tensor:
+    """Return a tensor with other values, in the axes that it has."""
+    if values is None:
+        return tensor
+    fresh = tensor_of(tensor.name, np.ascontiguousarray(values, np.float32))
+    return Tensor(
+        tensor.name, tensor.shape, fresh.encoding, fresh.storage, tensor.kind, tensor.axes
+    )

@@ -1,0 +1,149 @@
+"""Reordered and trained: told from strangers before anything is aligned, and then measured."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from command import answer_of, lineage
+from embedder.architecture import Builder
+from embedder.opening import open_checkpoint
+from embedder.symmetry import permuted, rescaled
+from lineage.aligning import AGREED, align
+from lineage.verdict import Relation
+
+Weights = dict[str, NDArray[np.float32]]
+
+SHAPES = {
+    "0.weight": (60, 64),
+    "0.bias": (60,),
+    "2.weight": (40, 60),
+    "2.bias": (40,),
+    "4.weight": (10, 40),
+    "4.bias": (10,),
+}
+
+
+def network(seed: int) -> Weights:
+    """Return weights with heavier tails than a start has, as training leaves them."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: (rng.laplace(size=shape) / np.sqrt(shape[-1])).astype(np.float32)
+        for name, shape in SHAPES.items()
+    }
+
+
+def trained(weights: Weights, drift: float, seed: int = 1) -> Weights:
+    rng = np.random.default_rng(seed)
+    return {
+        name: (w + drift * w.std() * rng.normal(size=w.shape)).astype(np.float32)
+        for name, w in weights.items()
+    }
+
+
+def disguised(weights: Mapping[str, NDArray[np.floating]], seed: int = 2) -> Weights:
+    """Return a copy that computes the same, if the activation is ReLU: another order and scale."""
+    builder = Builder("mlp").input("in", 64)
+    for name, source, target, size in (("0", "in", "a", 60), ("2", "a", "b", 40)):
+        bias = f"{name}.bias"
+        builder.linear(f"{name}.weight", source, target, size, bias=bias, activation="relu")
+    architecture = builder.linear("4.weight", "b", "out", 10, bias="4.bias", named=True).build()
+    rng = np.random.default_rng(seed)
+    weights = permuted(rescaled(weights, architecture, rng), architecture, rng)
+    return {name: np.ascontiguousarray(values, np.float32) for name, values in weights.items()}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    base = network(0)
+    save_file(base, tmp_path / "base.safetensors")
+    save_file(disguised(trained(base, 0.08)), tmp_path / "child.safetensors")
+    save_file(disguised(trained(base, 0.5)), tmp_path / "far.safetensors")
+    save_file(disguised(network(7)), tmp_path / "stranger.safetensors")
+    return tmp_path
+
+
+class TestCompare:
+    def test_a_disguised_fine_tune_is_one(self, folder: Path) -> None:
+        answer = answer_of("compare", folder / "base.safetensors", folder / "child.safetensors")
+        assert answer["relation"] == Relation.FINE_TUNE
+        assert {"reorder", "rescale"} <= set(answer["operations"])
+        assert answer["distance"] == pytest.approx(0.08, abs=0.03)
+        assert "agree about 100 of 100" in " ".join(answer["reasons"])
+
+    def test_one_that_went_far_is_not_decided_and_never_refuted(self, folder: Path) -> None:
+        pair = folder / "base.safetensors", folder / "far.safetensors"
+        assert lineage("compare", *pair, "--json").answer["relation"] == Relation.CANNOT_SAY
+        claim = lineage("verify", pair[1], "--parent", pair[0], "--json").answer["claims"][0]
+        assert claim["answer"] == "cannot-say"
+
+    def test_a_stranger_stays_one(self, folder: Path) -> None:
+        answer = answer_of("compare", folder / "base.safetensors", folder / "stranger.safetensors")
+        assert answer["relation"] == Relation.UNRELATED
+
+    def test_the_order_of_the_two_does_not_matter(self, folder: Path) -> None:
+        one, other = folder / "base.safetensors", folder / "child.safetensors"
+        assert answer_of("compare", other, one)["relation"] == Relation.FINE_TUNE
+
+
+class TestCatalogue:
+    def test_parents_and_verify_see_through_the_disguise(self, folder: Path) -> None:
+        catalogue = folder / "catalogue"
+        for seed in range(20, 40):
+            save_file(network(seed), folder / f"other{seed}.safetensors")
+        assert lineage("add", folder, "--catalogue", catalogue).code == 0
+        found = answer_of("parents", "child.safetensors", "--catalogue", catalogue)["parents"]
+        assert [(p["model"], p["relation"]) for p in found] == [("base.safetensors", "fine-tune")]
+        done = lineage(
+            *("verify", "child.safetensors", "--parent", "base.safetensors"),
+            *("--catalogue", catalogue, "--json"),
+        )
+        assert done.answer["claims"][0]["answer"] in ("supported", "cannot-say")
+
+
+class TestAlign:
+    def test_the_aligned_weights_are_those_of_the_copy(self, tmp_path: Path) -> None:
+        base = network(3)
+        save_file(base, tmp_path / "base.safetensors")
+        save_file(disguised(base), tmp_path / "copy.safetensors")
+        with (
+            open_checkpoint(tmp_path / "base.safetensors") as one,
+            open_checkpoint(tmp_path / "copy.safetensors") as other,
+        ):
+            found = align(one, other)
+            assert found is not None
+            assert (found.units, found.agreed, found.moved) == (100, 100, True)
+            for tensor in found.second.tensors:
+                np.testing.assert_allclose(tensor.read(), base[tensor.name], rtol=2e-4, atol=1e-6)
+
+    @pytest.mark.parametrize("seed", range(10))
+    def test_strangers_do_not_pass(self, tmp_path: Path, seed: int) -> None:
+        save_file(network(2 * seed), tmp_path / "a.safetensors")
+        save_file(network(2 * seed + 1), tmp_path / "b.safetensors")
+        with (
+            open_checkpoint(tmp_path / "a.safetensors") as one,
+            open_checkpoint(tmp_path / "b.safetensors") as other,
+        ):
+            assert align(one, other) is None
+
+    def test_what_is_not_of_one_design_is_not_aligned(self, tmp_path: Path) -> None:
+        save_file(network(1), tmp_path / "a.safetensors")
+        narrow = {name: w[: len(w) // 2] for name, w in network(1).items()}
+        narrow["2.weight"], narrow["4.weight"] = (
+            narrow["2.weight"][:, :30],
+            narrow["4.weight"][:, :20],
+        )
+        save_file(
+            {n: np.ascontiguousarray(w) for n, w in narrow.items()}, tmp_path / "b.safetensors"
+        )
+        with (
+            open_checkpoint(tmp_path / "a.safetensors") as one,
+            open_checkpoint(tmp_path / "b.safetensors") as other,
+        ):
+            assert align(one, other) is None
+
+    def test_the_limit_lies_between_strangers_and_kin(self) -> None:
+        assert 0.38 < AGREED < 1
