@@ -144,8 +144,7 @@ class AxisRules(GraphValues):
     def keeps_order(self, node: "onnx.NodeProto") -> bool:
         """Say whether places that are left certainly stand as they did."""
         if node.op_type == "Slice":
-            steps = self.numbers(name_of(node, 4)) if len(node.input) > 4 else []
-            return steps is not None and min(steps, default=1) > 0
+            return self.runs_forward(node)
         if node.op_type == "Pad":
             given = attribute_of(node, "pads", ()) or self.numbers(name_of(node, 1))
             return given is not None and min(given, default=0) >= 0

@@ -12,7 +12,7 @@ from embedder.architecture import Architecture
 from embedder.errors import ArchitectureError, MalformedError, MissingExtraError
 from embedder.followed import Constant, Label, Value
 from embedder.onnx_axes import AxisRules
-from embedder.onnx_values import GraphValues, Known, attribute_of, is_float
+from embedder.onnx_values import GraphValues, Known, attribute_of, is_float, parts_of
 from embedder.readers.onnx_file import OnnxFile
 from embedder.units import Gauge
 
@@ -81,9 +81,6 @@ def describe_onnx_model(model: "onnx.ModelProto") -> Architecture:
     Raises:
         ArchitectureError: A node cannot be followed; it is named.
     """
-    for node in model.graph.node:
-        if any(a.HasField("g") or a.graphs for a in node.attribute):
-            raise ArchitectureError(f"{_words(node)}: the operation {node.op_type} holds a graph")
     return _Walk(_with_sizes(model).graph).run()
 
 
@@ -99,17 +96,15 @@ def _with_sizes(model: "onnx.ModelProto") -> "onnx.ModelProto":
     work.CopyFrom(model)
     del work.functions[:]
     facts = GraphValues(work.graph)
-    hidden = [
-        place
-        for place, node in enumerate(work.graph.node)
-        if node.op_type == "Slice" and len(node.input) > 4 and not facts.runs_forward(node)
-    ]
-    for place in hidden:
-        work.graph.node[place].domain = _HIDDEN
+    nodes = [node for part in parts_of(work.graph) for node in part.node]
+    for node in nodes:
+        if node.op_type == "Slice" and not facts.runs_forward(node):
+            node.domain = _HIDDEN
     with suppress(shape_inference.InferenceError):  # unknown sizes keep units where they are
         work = shape_inference.infer_shapes(work, data_prop=True)
-    for place in hidden:
-        work.graph.node[place].domain = ""
+    for part in parts_of(work.graph):
+        for node in part.node:
+            node.domain = node.domain.replace(_HIDDEN, "")
     return work
 
 
@@ -192,6 +187,7 @@ class _Walk(AxisRules):
     def finish(self) -> Architecture:
         """Return the description, and how much of the model it explains."""
         built = self.tracer.finish("graph")
+        built.check({name: tuple(proto.dims) for name, proto in self.protos.items()})
         if all(group.gauge == Gauge.NAMED for group in built.groups.values()):
             raise ArchitectureError("the graph has no hidden units that could be followed")
         counted = {

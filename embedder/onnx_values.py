@@ -27,7 +27,7 @@ class GraphValues:
         self.uniform: set[str] = set()  # values that are equal everywhere
         self.sizes: dict[str, tuple[int | None, ...]] = {}
         self.protos: dict[str, onnx.TensorProto] = {}
-        parts = list(_parts_of(graph))
+        parts = list(parts_of(graph))
         for part in parts:
             for info in (*part.input, *part.value_info, *part.output):
                 kind = info.type.tensor_type
@@ -120,13 +120,13 @@ class GraphValues:
         return Value(shape=self.shape(node))
 
 
-def _parts_of(graph: "onnx.GraphProto") -> Iterator["onnx.GraphProto"]:
+def parts_of(graph: "onnx.GraphProto") -> Iterator["onnx.GraphProto"]:
     """Yield a graph and all graphs that its nodes hold."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.HasField("g"):
-                yield from _parts_of(attribute.g)
+                yield from parts_of(attribute.g)
 
 
 def _check_names(parts: Sequence["onnx.GraphProto"]) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from embedder.architecture import Architecture
+from embedder.architecture import Architecture, Builder
 from embedder.errors import ArchitectureError
 from embedder.onnx_tracing import describe_onnx_model
 from embedder.symmetry import flipped, folded, permuted, rescaled
@@ -271,3 +272,45 @@ def test_whatever_is_built_computes_the_same(seed: int, symmetry: str) -> None:
         raise
     # A wrong description changes an output by its own size: more than a thousand times as much.
     assert not change > 10
+
+
+def damage(model: onnx.ModelProto, rng: np.random.Generator) -> None:
+    """Change an operation, an input, an attribute or a tensor at random."""
+    nodes, kind = model.graph.node, int(rng.integers(5))
+    node = nodes[int(rng.integers(len(nodes)))]
+    if kind == 0:
+        node.op_type = nodes[int(rng.integers(len(nodes)))].op_type
+    elif kind == 1 and node.input:
+        del node.input[int(rng.integers(len(node.input)))]
+    elif kind == 2 and node.attribute:
+        del node.attribute[int(rng.integers(len(node.attribute)))]
+    elif kind == 3:
+        tensors = model.graph.initializer
+        tensor = tensors[int(rng.integers(len(tensors)))]
+        shape = tuple(int(size) for size in rng.integers(0, 5, int(rng.integers(5))))
+        tensor.CopyFrom(numpy_helper.from_array(np.zeros(shape, np.float32), tensor.name))
+    else:
+        node.input.append(str(rng.choice([name for other in nodes for name in other.input])))
+
+
+@given(st.integers(0, 10**6), st.integers(1, 3))
+@settings(deadline=None, max_examples=100)
+def test_a_damaged_graph_is_described_or_refused(seed: int, times: int) -> None:
+    model = Maker(seed).model()
+    rng = np.random.default_rng(seed)
+    for _ in range(times):
+        damage(model, rng)
+    found = Builder("nothing").build()
+    with suppress(ArchitectureError):
+        found = describe_onnx_model(model)
+    found.check({tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer})
+
+
+def test_a_slice_that_runs_backwards_over_nothing_does_not_end_the_process() -> None:
+    made = Maker(0)
+    made.nodes, made.values = [], [("x", (2, 0))]
+    numbers = [made.integer([number]) for number in (-1, -99, 1, -1)]
+    made.node("Slice", ["x", *numbers], (2, 0))
+    made.matmul("x", (2, 3))
+    with pytest.raises(ArchitectureError, match="no hidden units"):
+        describe_onnx_model(made.model())
