@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from embedder.architecture import Architecture
 from embedder.errors import ArchitectureError, MalformedError, MissingExtraError
 from embedder.followed import Constant, Label, Value
-from embedder.onnx_axes import AxisRules
+from embedder.onnx_lattice import LatticeRules, is_first_only
 from embedder.onnx_values import GraphValues, Known, attribute_of, is_float, parts_of
 from embedder.readers.onnx_file import OnnxFile
 from embedder.units import Gauge
@@ -42,6 +42,7 @@ _CELLS = {"RNN": ("elman", 1), "GRU": ("gru", 3), "LSTM": ("lstm", 4)}
 _KEPT = frozenset(
     {"ArgMax", "ArgMin", "TopK", "GatherND", "GatherElements", "ScatterND", "NonMaxSuppression"}
     | {"DepthToSpace", "SpaceToDepth", "NonZero", "OneHot", "CumSum", "Einsum", "EyeLike"}
+    | {"DynamicQuantizeLSTM"}
 )
 """Operations after which units are not followed."""
 
@@ -108,13 +109,14 @@ def _with_sizes(model: "onnx.ModelProto") -> "onnx.ModelProto":
     return work
 
 
-class _Walk(AxisRules):
+class _Walk(LatticeRules):
     """Goes through the nodes of a graph and tells a tracer what they do."""
 
     def rules(self) -> dict[str, Callable[[Any], Known]]:
         """Return operation → rule."""
         return {
             **self.axis_rules(),
+            **self.lattice_rules(),
             **dict.fromkeys(_ACTIVATIONS, self.activation),
             **dict.fromkeys(_SAME, self.same),
             **dict.fromkeys(_MEANS | _MAXIMA, self.pool),
@@ -125,6 +127,8 @@ class _Walk(AxisRules):
             **dict.fromkeys(_KEPT, self.kept),
             "Conv": self.convolution,
             "ConvTranspose": self.convolution,
+            "ConvInteger": self.integer_convolution,
+            "MatMulInteger": self.matmul,
             "Gemm": self.gemm,
             "MatMul": self.matmul,
             "BatchNormalization": self.batch_norm,
@@ -161,7 +165,9 @@ class _Walk(AxisRules):
             if isinstance(found, Value):
                 known = (self.values.get(name) for name in node.input)
                 self.tracer.use(one.name for one in known if isinstance(one, Constant))
-            for name in node.output:
+            for place, name in enumerate(node.output):
+                if place and is_first_only(node):
+                    found = Value()
                 if isinstance(found, Value) and len(node.output) > 1:
                     found = replace(found, shape=self.sizes.get(name), fresh=None)
                 self.values[name] = found
@@ -193,7 +199,8 @@ class _Walk(AxisRules):
         counted = {
             name: math.prod(proto.dims)
             for name, proto in self.protos.items()
-            if is_float(proto) and math.prod(proto.dims) > 1
+            if math.prod(proto.dims) > 1
+            and (is_float(proto) or (self.is_bytes(name) and len(proto.dims) > 1))
         }
         left = sorted(set(counted) - set(built.axes))
         share = sum(counted.get(name, 0) for name in built.axes) / max(sum(counted.values()), 1)
@@ -204,7 +211,7 @@ class _Walk(AxisRules):
         inputs = [self.values.get(name, Value()) for name in node.input]
         labelled = any(isinstance(value, Value) and value.labels for value in inputs)
         rule = rules.get(node.op_type)
-        if rule is not None and node.domain in ("", "ai.onnx"):
+        if rule is not None and (node.domain in ("", "ai.onnx") or node.op_type in _KEPT):
             return rule(node)
         holds_graph = any(a.HasField("g") for a in node.attribute)
         quantised = any(word in node.op_type for word in ("Quantize", "Integer", "QLinear"))
@@ -216,10 +223,21 @@ class _Walk(AxisRules):
 
     def convolution(self, node: "onnx.NodeProto") -> Known:
         """Follow a convolution, a depthwise one, or a transposed one."""
-        value, weights, biases = self.value(node), self.constants(node, 1), self.constants(node, 2)
-        if not weights or (len(node.input) > 2 and not biases):
+        biases = self.constants(node, 2)
+        if len(node.input) > 2 and not biases:
             return self.kept(node)
-        weight, bias = weights[0], next(iter(biases), None)
+        return self.convolved(node, next(iter(biases), None))
+
+    def integer_convolution(self, node: "onnx.NodeProto") -> Known:
+        """Follow a convolution of whole numbers, which has zero points where others have a bias."""
+        return self.convolved(node, None)
+
+    def convolved(self, node: "onnx.NodeProto", bias: Constant | None) -> Known:
+        """Follow a convolution."""
+        value, weights = self.value(node), self.constants(node, 1)
+        if not weights:
+            return self.kept(node)
+        weight = weights[0]
         at, groups = 1 - len(weight.shape), attribute_of(node, "group", 1)
         turned = node.op_type == "ConvTranspose"
         self.tracer.keep(value, range(at + 1, 0))  # a kernel slides along these
@@ -364,7 +382,9 @@ class _Walk(AxisRules):
         terms = [self.input(node, place) for place in range(len(node.input))]
         values = [term for term in terms if isinstance(term, Value)]
         if not values:
-            return Value(shape=self.shape(node))
+            return self.scaled(node) or Value(shape=self.shape(node))
+        if stepped := self.stepped(node):
+            return stepped
         by_units = isinstance(terms[-1], Value) and bool(terms[-1].labels)
         linear = node.op_type == "Mul" or (node.op_type == "Div" and not by_units)
         if node.op_type == "PRelu":

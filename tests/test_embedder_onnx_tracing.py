@@ -434,8 +434,6 @@ FOLLOWED = (
     "blazeface-onnx/back basicpitch/onnx ppocr/v6-tiny-det nudenet/3.0.8"
 )
 UNFOLLOWED = {
-    "smartturn/3.0": "DequantizeLinear cannot be followed",
-    "ddddocr/1.0.6/common": "DynamicQuantizeLinear cannot be followed",
     "magika/v1": "no hidden units that could be followed",
 }
 
