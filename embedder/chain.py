@@ -268,6 +268,8 @@ def _plain(
 
 
 def _recurrent(builder: Builder, layer: _Layer, source: str, target: str) -> None:
+    if len(layer.biases) > 2:
+        raise ArchitectureError(f"{layer.biases[2]}: a third bias of {layer.name}")
     biases = [*layer.biases, "", ""]
     builder.recurrent(
         layer.name,

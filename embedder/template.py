@@ -154,6 +154,13 @@ class _Filling:
             raise ArchitectureError(f"{name}: has no values, its shape is {self.shapes[name]}")
         return self.shapes[name]
 
+    def length(self, name: str, axis: int) -> int:
+        """Return the number of places on an axis of a tensor that has to be there."""
+        shape = self.shape(name)
+        if not -len(shape) <= axis < len(shape):
+            raise ArchitectureError(f"{name}: has {len(shape)} axes, and axis {axis} is needed")
+        return shape[axis]
+
     def there(self, module: str, *endings: str) -> str:
         """Return the name of a module's tensor, empty if there is none."""
         mark = "" if module.endswith("_") else "."
@@ -162,40 +169,39 @@ class _Filling:
     def input(self, step: Mapping[str, Any]) -> None:
         """Name inputs, as many as a tensor has rows or columns."""
         if "columns_of" in step:
-            size = self.shape(self.word(step, "columns_of"))[1]
+            size = self.length(self.word(step, "columns_of"), 1)
         else:
-            size = self.shape(self.word(step, "rows_of"))[-2]
+            size = self.length(self.word(step, "rows_of"), -2)
         self.sizes[step["input"]] = size
         self.builder.input(step["input"], size)
 
     def embedding(self, step: Mapping[str, Any]) -> None:
         """Add a table."""
         name, target = self.word(step, "embedding"), self.word(step, "to")
-        shape = self.shape(name)
-        self.sizes.setdefault(target, shape[-1])
-        lead = len(shape) - 2
-        self.builder.embedding(name, self.word(step, "from"), target, shape[-1], lead=lead)
+        lead, size = len(self.shape(name)) - 2, self.length(name, -1)
+        self.sizes.setdefault(target, size)
+        self.builder.embedding(name, self.word(step, "from"), target, size, lead=lead)
 
     def linear(self, step: Mapping[str, Any]) -> None:
         """Add a matrix or convolution, or the other tensor that serves where there is none."""
         module = self.word(step, "linear")
         found = self.there(module, "weight")
         name = found or self.there(self.word(step, "or"), "weight") or f"{module}.weight"
-        shape, target = self.shape(name), self.word(step, "to")
-        turned = bool(step.get("turned"))
+        target, turned = self.word(step, "to"), bool(step.get("turned"))
+        size = self.length(name, 1 if turned else 0)
         biases = [word.format_map(self.words) for word in step.get("bias", ())]
         bias = next((b for b in biases if b in self.shapes), "") or self.there(module, "bias")
-        self.sizes.setdefault(target, shape[1 if turned else 0])
+        self.sizes.setdefault(target, size)
         self.headed |= bool(step.get("named"))
         self.builder.linear(
             name,
             self.word(step, "from"),
             target,
-            shape[1 if turned else 0],
+            size,
             bias=bias,
             activation=self.word(step, "activation", "linear"),
             named=bool(step.get("named")),
-            space=len(shape) - 2,
+            space=len(self.shape(name)) - 2,
             normed=bool(step.get("normed")),
             turned=turned,
         )
@@ -204,7 +210,7 @@ class _Filling:
         """Add a depthwise convolution."""
         module, source, target = (self.word(step, key) for key in ("unitwise", "from", "to"))
         shape = self.shape(f"{module}.weight")
-        self.sizes[target] = shape[0]
+        self.sizes[target] = self.length(f"{module}.weight", 0)
         self.builder.unitwise(
             f"{module}.weight",
             source,
@@ -241,7 +247,7 @@ class _Filling:
             output,
             self.word(step, "from"),
             self.word(step, "to"),
-            self.shape(gate)[0],
+            self.length(gate, 0),
             inside=self.word(step, "inside"),
             activation=self.word(step, "activation"),
         )
@@ -256,9 +262,9 @@ class _Filling:
                 tensors[f"{role}_bias"] = bias
         place = 1 if step.get("turned") else 0
         if "joint" in tensors:
-            queries = keys = self.shape(tensors["joint"])[place] // 3
+            queries = keys = self.length(tensors["joint"], place) // 3
         else:
-            queries, keys = (self.shape(tensors[role])[place] for role in ("query", "key"))
+            queries, keys = (self.length(tensors[role], place) for role in ("query", "key"))
         heads, channels = self.heads(queries, keys)
         if keys % channels or heads % max(keys // channels, 1):
             raise ArchitectureError(
@@ -281,7 +287,7 @@ class _Filling:
         """Return the number of heads and the channels of each."""
         heads = next((self.config[key] for key in _HEADS if self.config.get(key)), None)
         channels = self.config.get("head_dim")
-        tables = [s for n, s in self.shapes.items() if n.endswith(".rotary_emb.inv_freq")]
+        tables = [s for n, s in self.shapes.items() if n.endswith(".rotary_emb.inv_freq") and s]
         if isinstance(heads, int) and heads > 0:
             channels = rows // heads
         elif tables:
@@ -290,7 +296,12 @@ class _Filling:
             self.heads_known = False
             usual = self.family.get("channels_by_width", {})
             channels = math.gcd(usual.get(str(rows), self.family["channels"]), rows, keys)
-        if not channels or rows % channels or (isinstance(heads, int) and heads * channels != rows):
+        if (
+            not channels
+            or not rows
+            or rows % channels
+            or (isinstance(heads, int) and heads * channels != rows)
+        ):
             raise ArchitectureError(f"{rows} rows of queries are no {heads or 'whole'} heads")
         return rows // channels, channels
 
@@ -317,7 +328,7 @@ class _Filling:
             holds = self.word(step, "if") in self.shapes
         else:
             name, group = (word.format_map(self.words) for word in step["if_as_many"])
-            holds = self.shape(name)[0] == self.sizes[group]
+            holds = self.length(name, 0) == self.sizes[group]
         self.run(step["steps"] if holds else step.get("else", ()))
 
     def output(self, step: Mapping[str, Any]) -> None:

@@ -207,6 +207,10 @@ class TestBadInput:
             ({}, "there is no matrix"),
             ({"a": (8, 4, 3), "v": (5,)}, "v: no layer has 5 units"),
             ({"a": (8, 4, 3, 3), "b": (6, 2, 3, 3)}, "b: takes 2, and the 8 units"),
+            (
+                {"a": (12, 3), "b": (12, 4), "c": (12,), "d": (12,), "e": (12,)},
+                "e: a third bias of a",
+            ),
             ({"r.weight_ih_l0_reverse": (8, 2)}, "run backwards"),
         ],
     )

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
@@ -192,3 +194,34 @@ def one_block(family: str, rows: int, keys: int) -> dict[str, tuple[int, ...]]:
         if ".1." not in name
         or not any(part in name for part in ("layers.", "h.", "layer.", "blocks."))
     }
+
+
+VALUES = [None, 0, -3, 4, 3, "4", "gelu", ["x"], True, 2.5, "llama", "bert", {"a": 1}]
+DECLARED = ["model_type", "num_attention_heads", "head_dim", "hidden_act", "n_head"]
+
+
+@given(
+    st.sampled_from(list(FAMILIES)),
+    st.integers(0, 10**6),
+    st.dictionaries(st.sampled_from(DECLARED), st.sampled_from(VALUES)),
+)
+@settings(deadline=None, max_examples=150)
+def test_a_damaged_model_is_described_or_refused(
+    name: str, seed: int, config: dict[str, object]
+) -> None:
+    rng, shapes = np.random.default_rng(seed), dict(FAMILIES[name]().shapes)
+    for _ in range(int(rng.integers(3))):
+        tensor, kind = str(rng.choice(list(shapes))), int(rng.integers(3))
+        size = tuple(int(length) for length in rng.integers(0, 20, int(rng.integers(5))))
+        if kind == 0:
+            del shapes[tensor]
+        elif kind == 1:
+            shapes[tensor] = size
+        else:
+            shapes[f"{tensor}x"] = shapes.pop(tensor)
+    try:
+        found = describe(shapes, config=config)
+    except ArchitectureError:
+        return
+    assert set(found.axes) | set(found.unexplained) <= set(shapes)
+    found.check(shapes)
