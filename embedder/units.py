@@ -16,7 +16,7 @@ class Gauge(StrEnum):
     ORDER = "order"
     """Any order: GELU, SiLU, attention heads, a residual stream under gains."""
     SIGN = "sign"
-    """Any order, and each unit's sign: tanh and other odd functions."""
+    """Any order, and each unit's sign: tanh and other odd functions, if no maximum follows."""
     SCALE = "scale"
     """Any order, and a positive scale for each unit: ReLU, leaky ReLU, nothing at all."""
     TURN = "turn"
