@@ -81,6 +81,11 @@ def _of_checkpoint(checkpoint: Checkpoint, config: Mapping[str, Any] | None) -> 
         found = describe_onnx(checkpoint.files[0]) if is_onnx else describe_tflite(checkpoint)
         found.check({tensor.name: tensor.shape for tensor in checkpoint.tensors})
         return found
+    if checkpoint.format == "paddle":
+        raise ArchitectureError(
+            "a Paddle file holds its tensors in the order of the alphabet, which is not that of "
+            "the layers; the same model as ONNX is described from its graph"
+        )
     declared = config or checkpoint.declared.get("config")
     return _of_shapes(
         {tensor.name: tensor.canonical_shape for tensor in counted},

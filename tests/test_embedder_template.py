@@ -1,0 +1,119 @@
+"""Families whose streams are put beside each other: their hidden units have no order."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from embedder.checkpoint import Checkpoint, tensor_of
+from embedder.describing import describe
+from embedder.errors import ArchitectureError
+from embedder.symmetry import folded, permuted, rescaled
+
+Weights = Mapping[str, NDArray[np.floating[Any]]]
+WIDTH, NODES, NEIGHBOURS = 6, 5, 3
+
+
+def matrices(prefix: str, into: int, *names: str) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of three maps in a row, of a whole model or of a block."""
+    sizes = [(WIDTH, into), (WIDTH, WIDTH), (WIDTH, WIDTH)]
+    found: dict[str, tuple[int, ...]] = {}
+    for name, size in zip(names, sizes, strict=True):
+        found |= {f"{prefix}{name}.weight": size, f"{prefix}{name}.bias": size[:1]}
+    return found
+
+
+def shapes() -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a small ProteinMPNN under its published names."""
+    found = {
+        "features.edge_embedding.weight": (WIDTH, 7),
+        **dict.fromkeys(("features.norm_edges.weight", "features.norm_edges.bias"), (WIDTH,)),
+        **{"W_e.weight": (WIDTH, WIDTH), "W_e.bias": (WIDTH,), "W_s.weight": (21, WIDTH)},
+        **{"W_out.weight": (21, WIDTH), "W_out.bias": (21,)},
+    }
+    for kind, into in (("encoder", 3 * WIDTH), ("decoder", 4 * WIDTH)):
+        for number in range(2):
+            p = f"{kind}_layers.{number}."
+            found |= matrices(p, into, "W1", "W2", "W3")
+            if kind == "encoder":
+                found |= matrices(p, into, "W11", "W12", "W13")
+            found |= {
+                f"{p}dense.W_in.weight": (8, WIDTH),
+                f"{p}dense.W_in.bias": (8,),
+                f"{p}dense.W_out.weight": (WIDTH, 8),
+                f"{p}dense.W_out.bias": (WIDTH,),
+            }
+            for norm in ("norm1", "norm2", *(["norm3"] if kind == "encoder" else [])):
+                found |= dict.fromkeys((f"{p}{norm}.weight", f"{p}{norm}.bias"), (WIDTH,))
+    return found
+
+
+def output(weights: Weights) -> NDArray[np.floating[Any]]:
+    """Return what the network gives: Dauparas et al. 2022, Science 378, without its mask."""
+    w = {name: torch.from_numpy(values) for name, values in weights.items()}
+    made = torch.Generator().manual_seed(0)
+    distances = torch.randn(NODES, NEIGHBOURS, 7, generator=made, dtype=torch.float64)
+    near = torch.stack([torch.randperm(NODES, generator=made)[:NEIGHBOURS] for _ in range(NODES)])
+    residues = torch.randint(0, 21, (NODES,), generator=made)
+
+    def affine(name: str, x: Tensor) -> Tensor:
+        return functional.linear(x, w[f"{name}.weight"], w.get(f"{name}.bias"))
+
+    def norm(name: str, x: Tensor) -> Tensor:
+        return functional.layer_norm(x, x.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"])
+
+    def three(p: str, names: tuple[str, ...], x: Tensor) -> Tensor:
+        for name in names[:-1]:
+            x = functional.gelu(affine(p + name, x))
+        return affine(p + names[-1], x)
+
+    def step(p: str, nodes: Tensor, beside: Tensor) -> Tensor:
+        own = nodes[:, None].expand(-1, NEIGHBOURS, -1)
+        message = three(p, ("W1", "W2", "W3"), torch.cat([own, beside], -1))
+        nodes = norm(f"{p}norm1", nodes + message.sum(1) / 30)
+        inner = functional.gelu(affine(f"{p}dense.W_in", nodes))
+        return norm(f"{p}norm2", nodes + affine(f"{p}dense.W_out", inner))
+
+    edges = affine("W_e", norm("features.norm_edges", affine("features.edge_embedding", distances)))
+    nodes = torch.zeros(NODES, WIDTH, dtype=torch.float64)
+    for number in range(2):
+        p = f"encoder_layers.{number}."
+        nodes = step(p, nodes, torch.cat([edges, nodes[near]], -1))
+        own = nodes[:, None].expand(-1, NEIGHBOURS, -1)
+        beside = torch.cat([own, edges, nodes[near]], -1)
+        edges = norm(f"{p}norm3", edges + three(p, ("W11", "W12", "W13"), beside))
+    known = w["W_s.weight"][residues]
+    for number in range(2):
+        beside = torch.cat([edges, known[near], nodes[near]], -1)
+        nodes = step(f"decoder_layers.{number}.", nodes, beside)
+    found: NDArray[np.floating[Any]] = affine("W_out", nodes).numpy()
+    return found
+
+
+def test_messages_between_the_parts_of_a_protein_stay_the_same() -> None:
+    found = describe(shapes())
+    rng = np.random.default_rng(4)
+    weights = {
+        name: rng.normal(size=shape) / math.sqrt(shape[-1]) for name, shape in shapes().items()
+    }
+    before = output(weights)
+    free = [group for group in found.groups.values() if group.gauge.value != "named"]
+    # Three hidden layers in a decoder's block, five in an encoder's, and the pairs and their norm.
+    assert len(free) == 2 * 3 + 2 * 5 + 2
+    moved = permuted(weights, found, rng)
+    assert sum(not np.array_equal(moved[name], weights[name]) for name in weights) > 20
+    for changed in (moved, rescaled(weights, found, rng), folded(weights, found)):
+        np.testing.assert_allclose(output(changed), before, rtol=1e-9, atol=1e-9)
+
+
+def test_the_alphabet_is_not_taken_for_the_order_of_layers() -> None:
+    names = {"conv2d_0.w_0": (4, 3), "conv2d_1.w_0": (5, 4)}
+    tensors = [tensor_of(name, np.zeros(shape, np.float32)) for name, shape in names.items()]
+    with pytest.raises(ArchitectureError, match="order of the alphabet"):
+        describe(Checkpoint("model.pdiparams", "paddle", tuple(tensors)))
