@@ -66,6 +66,9 @@ class EncoderConfig:
         attention: Whether messages are weighed by attention, or all alike.
         node_dropout: Share of units that training leaves out.
         edge_dropout: Share of edges that training leaves out. Half of them also halves the time.
+        noise: Largest length of what training adds to a code of unit length, drawn as codes vary.
+            Measured on recipes held back (400 steps without messages): 0 tells the gap with an R²
+            of −.18 and the calibration error with −.12; 1 with .02 and .12.
         seed: Of the values that training starts from.
 
     Raises:
@@ -82,6 +85,7 @@ class EncoderConfig:
     attention: bool = True
     node_dropout: float = 0.1
     edge_dropout: float = 0.5
+    noise: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -96,6 +100,8 @@ class EncoderConfig:
             )
         if not (0 <= self.node_dropout < 1 and 0 <= self.edge_dropout < 1):
             raise ValueError("a dropout is a share below 1")
+        if self.noise < 0:
+            raise ValueError(f"noise {self.noise}; it is a length, 0 for none")
 
 
 class Encoded(NamedTuple):
@@ -284,7 +290,7 @@ class _UnitFeatures(nn.Module):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.anchors = config.anchors
+        self.anchors, self.noise = config.anchors, config.noise
         # Frequencies for codes of unit length, as a kernel of width 1 draws them: training sets
         # their lengths.
         self.read = nn.Parameter(torch.randn(WIDTH, _FREQUENCIES))
@@ -298,11 +304,25 @@ class _UnitFeatures(nn.Module):
         found = [batch.numbers]
         if self.anchors:
             odd = ~batch.even[:, None]
-            read, reach = batch.read @ self.read, batch.reach @ self.reach
-            both = (batch.read @ self.pairs[0]) * (batch.reach @ self.pairs[1])
+            code, back = batch.read, batch.reach
+            if self.training and self.noise:
+                strength = self.noise * torch.rand(int(batch.num_graphs))[batch.batch, None]
+                code, back = _moved(code, strength), _moved(back, strength)
+            read, reach = code @ self.read, back @ self.reach
+            both = (code @ self.pairs[0]) * (back @ self.pairs[1])
             found += [read.cos(), read.sin() * odd, reach.cos(), reach.sin() * odd, both]
         said: Tensor = self.norm(nn.functional.gelu(self.mix(torch.cat(found, dim=1))))
         return said
+
+
+def _moved(codes: Tensor, strength: Tensor) -> Tensor:
+    """Return codes moved as codes vary, of unit length again; zeros stay zeros."""
+    # Training further moves codes in the directions in which they vary anyway, and differences of
+    # two of them have that covariance.
+    other = torch.randint(len(codes), (2, len(codes)))
+    step = (codes[other[0]] - codes[other[1]]) / 2**0.5
+    moved = nn.functional.normalize(codes + strength * step, dim=1)
+    return moved * codes.any(dim=1, keepdim=True)
 
 
 class _Round(nn.Module):

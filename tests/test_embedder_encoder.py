@@ -117,7 +117,7 @@ class TestSwitches:
 
     @pytest.mark.parametrize("config", CONFIGS, ids=repr)
     def test_a_gradient_reaches_all_that_the_code_is_made_of(self, config: EncoderConfig) -> None:
-        encoder = Encoder(replace(config, node_dropout=0, edge_dropout=0)).train()
+        encoder = Encoder(replace(config, node_dropout=0, edge_dropout=0, noise=0)).train()
         graphs = [data(ARCHITECTURES[name]) for name in ("mlp relu", "layer norm transformer")]
         codes, loss = encoder(batch_of(graphs))
         ((codes[0] * codes[1]).sum() + loss).backward()
@@ -157,6 +157,14 @@ class TestSwitches:
         torch.manual_seed(0)
         torch.testing.assert_close(encoder(batch).codes, one)
 
+    def test_noise_moves_the_codes_of_units_in_training_alone(self) -> None:
+        still = EncoderConfig(node_dropout=0, edge_dropout=0, noise=0)
+        graph = batch_of([data(mlp("relu"))])
+        moving = Encoder(replace(still, noise=1)).train()
+        assert (moving(graph).codes - moving(graph).codes).abs().max() > 1e-3
+        resting = Encoder(still).train()
+        torch.testing.assert_close(resting(graph).codes, resting(graph).codes)
+
     def test_the_seed_decides_where_training_starts(self) -> None:
         versions = {Encoder(EncoderConfig(seed=seed)).version for seed in (0, 0, 1)}
         assert len(versions) == 2
@@ -170,10 +178,11 @@ class TestSwitches:
             {"width": 30},
             {"rounds": -1},
             {"node_dropout": 1.0},
+            {"noise": -1.0},
         ],
     )
     def test_a_configuration_without_meaning_is_refused(self, wrong: dict[str, object]) -> None:
-        with pytest.raises(ValueError, match=next(iter(wrong)).partition("_")[2] or None):
+        with pytest.raises(ValueError, match=next(iter(wrong)).rpartition("_")[2]):
             EncoderConfig(**wrong)  # type: ignore[arg-type]
 
 
