@@ -12,6 +12,7 @@ from the other side, as a test, is our own.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -151,9 +152,25 @@ def match_units(ours: Sequence[Units], theirs: Sequence[Units]) -> list["Match"]
     return [Match(a, b, first=a.depth == first, last=a.depth == last) for a, b in pairs]
 
 
+_KEPT: WeakKeyDictionary[Checkpoint, _Described] = WeakKeyDictionary()
+"""Descriptions of models that are open: a search asks about one model again and again."""
+
+
 def _described(checkpoint: Checkpoint) -> _Described | None:
+    """Return what alignment looks at; None for a model that is too large.
+
+    Raises:
+        ArchitectureError: It is not known how its tensors hang together.
+        CheckpointError: A tensor cannot be read.
+    """
     if checkpoint.parameters > LARGEST:
         return None
+    if checkpoint not in _KEPT:
+        _KEPT[checkpoint] = _read(checkpoint)
+    return _KEPT[checkpoint]
+
+
+def _read(checkpoint: Checkpoint) -> _Described:
     architecture = describe(checkpoint)
     weights = {t.name: t.read() for t in checkpoint.tensors if t.name in architecture.axes}
     return _Described(weights, architecture, anchored(weights, architecture))

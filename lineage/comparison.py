@@ -80,7 +80,7 @@ def compare_models(
     )
     verdict = decide(first.fingerprint, second.fingerprint, measured)
     if verdict.relation in UNDECIDED and exact and may_align(first, second):
-        found = _aligned(first, second)
+        found = _aligned(first, second, known)
         if found is not None:
             measured, verdict = found
     meetings: list[Meeting] = []
@@ -110,12 +110,17 @@ def may_align(first: Model, second: Model) -> bool:
     return not any(model.entry and model.code is None for model in (first, second))
 
 
-def _aligned(first: Model, second: Model) -> tuple[Measurement, Verdict] | None:
+def _aligned(
+    first: Model, second: Model, known: Known | None
+) -> tuple[Measurement, Verdict] | None:
     """Return what is measured and decided once the second's hidden units are put back in order."""
     try:
         with ExitStack() as stack:
             one, other = (
-                stack.enter_context(open_checkpoint(model.location)) for model in (first, second)
+                known.opened(model)
+                if known is not None
+                else stack.enter_context(open_checkpoint(model.location))
+                for model in (first, second)
             )
             alignment = align(one, other)
             if alignment is None:

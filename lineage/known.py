@@ -129,13 +129,18 @@ class Known:
             turned = self.catalogue.measurement(second.identity, first.identity, METHOD)
             if turned is not None:
                 return Measurement.from_text(turned).reversed()
-        measured = measure_pair(first, second, exact=exact, opener=self._opened)
+        measured = measure_pair(first, second, exact=exact, opener=self.opened)
         if own and measured.exact:
             text = measured.to_text()
             self.catalogue.remember(first.identity, second.identity, METHOD, text)
         return measured
 
-    def _opened(self, model: Model) -> Checkpoint:
+    def opened(self, model: Model) -> Checkpoint:
+        """Return an open model; it is closed when others have been asked for since.
+
+        Raises:
+            CheckpointError: It cannot be opened.
+        """
         key = (str(model.location), model.identity)
         if key not in self._open:
             self._open[key] = open_checkpoint(model.location)

@@ -242,17 +242,22 @@ class _Forest:
         return float(np.mean(sums[0] <= sums[1:].min(axis=0)))
 
 
+_PUT_IN_ORDER = 1e-3
+
+
 def _cost(found: Comparison) -> float:
     """Return squared drift, and two for each share of values that only one of the two has.
 
-    Two is the squared distance of strangers of equal norm.
+    Two is the squared distance of strangers of equal norm. A pair whose units were put in order
+    is a little dearer, so that of two equal copies the one in the same order is the nearer kin.
     """
-    alone = 0.0
+    alone = _PUT_IN_ORDER if "reorder" in found.verdict.operations else 0.0
     matched = sum(pair.size for pair in found.measured.pairs)
     for model in (found.first, found.second):
         counted = sum(tensor.size for tensor in model.fingerprint.counted) or 1
         alone += max(0.0, 1 - matched / counted)
-    return (found.verdict.distance or 0.0) ** 2 + 2 * alone
+    # The product of both drifts is the same from either side, whichever norm is the larger.
+    return (found.verdict.distance or 0.0) * (distance_from_second(found) or 0.0) + 2 * alone
 
 
 def _side_of(edge: Edge, edges: Sequence[Edge]) -> set[str]:

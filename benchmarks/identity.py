@@ -1,0 +1,134 @@
+"""How well identity codes find the parents of networks that they have not seen, on a zoo.
+
+    python -m benchmarks.identity ZOO           the shipped encoder and simpler codes, same queries
+    python -m benchmarks.identity ZOO --train   also encoders trained without one kind of network,
+                                                one task and one operation, fixed beforehand
+
+Queries are the children and copies of held-back recipes (folds 8 and 9), reordered, rescaled and
+flipped; the gallery is every base of the zoo. It writes benchmarks/results/identity.json, keeping
+rows that are there already.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.machine import RESULTS, write_result
+from embedder.anchors import anchored
+from embedder.coding import shipped_coder
+from embedder.evaluating import Cell, Task, score, task_of
+from embedder.families import Relative, Split, relatives_of
+from embedder.identity import IdentityCoder
+from embedder.symmetry import flipped, permuted, rescaled, rotated
+from embedder.training import Settings, train_identity
+from embedder.zoo.shards import Zoo, open_zoo
+from lineage.evaluate_commands import METHODS, scores_of
+
+LEFT_OUT = Split(kind="rnn", task="textures8", operation="prune")
+"""What one training never sees; chosen before any was run."""
+
+INVARIANCE_MODELS = 300
+
+
+def as_rows(cells: list[Cell]) -> list[dict[str, Any]]:
+    """Return cells as a result file holds them."""
+    return [
+        {
+            "group": cell.group,
+            "drift": [cell.low, cell.high],
+            "queries": cell.queries,
+            "first": round(cell.first, 4),
+            "ten": round(cell.ten, 4),
+            "twins_beaten": None if cell.twins is None else round(cell.twins, 4),
+        }
+        for cell in cells
+    ]
+
+
+def methods(zoo: Zoo, task: Task) -> dict[str, Any]:
+    """Score every method on the same queries."""
+    found = {}
+    for method in METHODS:
+        start = time.process_time()
+        cells = score(task, scores_of(method, zoo, task, shipped_coder()))
+        found[method] = {"cells": as_rows(cells), "cpu_seconds": round(time.process_time() - start)}
+        print(method, [(c.low, c.first, c.queries) for c in cells if c.group == "all"], flush=True)
+    return found
+
+
+def left_out(zoo: Zoo, relatives: list[Relative]) -> dict[str, Any]:
+    """Train without one kind, task and operation together, and score each on what was left out."""
+    known = [relative for relative in relatives if LEFT_OUT.trains(relative.row)]
+    start = time.process_time()
+    coder = train_identity([relative.member for relative in known], Settings())
+    seconds = round(time.process_time() - start)
+    found: dict[str, Any] = {"trained_on": len(known), "cpu_seconds": seconds}
+    for way in ("kind", "task", "operation"):
+        tests = [LEFT_OUT.left_out(relative.row)[way] for relative in relatives]
+        task = task_of(relatives, tests)
+        for method in ("encoder", "encoder, matched"):
+            scores = scores_of(method, zoo, task, coder)
+            cells = score(task, scores, ["left out"] * len(task.queries))
+            found[f"{way} {getattr(LEFT_OUT, way)}: {method}"] = as_rows(
+                [cell for cell in cells if cell.group == "left out"]
+            )
+            print(way, method, [(c.low, c.first, c.queries) for c in cells if c.group == "all"])
+    return found
+
+
+def invariance(zoo: Zoo, coder: IdentityCoder) -> dict[str, Any]:
+    """Return the largest relative change of a code under each symmetry, by kind of network."""
+    rng = np.random.default_rng(0)
+    rows = [row for row in zoo if not row["diverged"]]
+    found: dict[str, dict[str, float]] = {}
+    changes: dict[str, Callable[..., Any]] = {
+        "permute and rescale": lambda *given: permuted(rescaled(*given), *given[1:]),
+        "flip": flipped,
+        "rotate": rotated,
+    }
+    for place in rng.permutation(len(rows))[:INVARIANCE_MODELS]:
+        row = rows[place]
+        weights, architecture = zoo.weights(row["id"]), zoo.architecture(row["id"])
+        before = coder.code(anchored(weights, architecture))
+        for name, change in changes.items():
+            after = coder.code(anchored(change(weights, architecture, rng), architecture))
+            largest = found.setdefault(name, {})
+            step = float(np.linalg.norm(after - before))
+            largest[row["kind"]] = max(largest.get(row["kind"], 0.0), step)
+    return found
+
+
+def main() -> None:
+    """Measure and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("zoo", type=Path)
+    parser.add_argument("--train", action="store_true")
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    zoo, split = open_zoo(chosen.zoo), Split()
+    relatives = relatives_of(zoo)
+    task = task_of(relatives, [not split.trains(relative.row) for relative in relatives])
+    path = RESULTS / "identity.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    coder = shipped_coder()
+    result = {
+        "encoder": coder.version,
+        "zoo": {"models": len(zoo), "queries": len(task.queries), "bases": len(task.gallery)},
+        "invariance": invariance(zoo, coder),
+        "methods": methods(zoo, task),
+    }
+    if chosen.train:
+        result["left_out"] = left_out(zoo, relatives)
+    elif "left_out" in before:
+        result["left_out"] = before["left_out"]
+    print("written to", write_result("identity", result))
+
+
+if __name__ == "__main__":
+    main()
