@@ -184,7 +184,7 @@ def _give(run: list[str], size: int, layers: list[_Layer], places: Mapping[str, 
 
 def _roles(run: Sequence[str]) -> dict[str, str]:
     """Return what the vectors of a norm are for, by their names or else by their order."""
-    last = {name.rpartition(".")[2]: name for name in run}
+    last = {re.split(r"[./]", name)[-1].partition(":")[0]: name for name in run}
     found = {role: last[word] for role, words in _WORDS.items() for word in words if word in last}
     if len(found) == len(run):
         return found

@@ -20,7 +20,7 @@ from embedder.tflite_tracing import describe_tflite
 if TYPE_CHECKING:
     from torch import nn
 
-_CHANNELS_LAST = frozenset({"keras", "h5", "tensorflow", "savedmodel", "tfjs"})
+_CHANNELS_LAST = frozenset({"keras", "hdf5", "tensorflow", "saved-model", "tfjs"})
 _NOT_COUNTED = frozenset({Kind.BUFFER, Kind.SCALE, Kind.OPTIMISER})
 
 
@@ -91,7 +91,7 @@ def _of_checkpoint(checkpoint: Checkpoint, config: Mapping[str, Any] | None) -> 
         {tensor.name: tensor.canonical_shape for tensor in counted},
         {tensor.name: tensor.axes for tensor in counted if tensor.axes},
         declared if isinstance(declared, Mapping) else {},
-        channels_last=any(word in checkpoint.format.lower() for word in _CHANNELS_LAST),
+        channels_last=checkpoint.format in _CHANNELS_LAST,
     )
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from embedder.architecture import Gauge
+from embedder.architecture import Gauge, Op
 from embedder.describing import describe
 from embedder.errors import ArchitectureError
 from embedder.live import open_live
@@ -223,3 +223,12 @@ class TestBadInput:
     def test_the_last_units_have_a_meaning(self) -> None:
         found = describe({"a": (8, 4), "a_b": (8,), "b": (3, 8)})
         assert found.groups["units2"].gauge == found.groups["inputs"].gauge == Gauge.NAMED
+
+
+def test_a_word_tells_a_gain_from_an_offset_whatever_stands_around_it() -> None:
+    words = ("beta", "gamma", "moving_mean", "moving_variance")
+    norms = {f"b/b_3/{word}:0": (5,) for word in words}
+    found = describe({"a/a_3/kernel:0": (5, 3), **norms, "c/c_3/kernel:0": (2, 5)})
+    (norm,) = [step for step in found.steps if step.op == Op.NORM]
+    roles = ("offset", "gain", "mean", "variance")
+    assert norm.tensors == dict(zip(roles, norms, strict=True))

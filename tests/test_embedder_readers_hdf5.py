@@ -6,6 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import ml_dtypes
@@ -255,6 +256,35 @@ def test_the_config_is_declared_and_a_lambda_layer_is_named_not_run(tmp_path: Pa
 # Hostile files.
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_tensors_come_in_the_order_of_the_layers(tmp_path: Path, whole: bool) -> None:
+    def fill(file: Any) -> None:
+        place = file.create_group("model_weights") if whole else file
+        place.attrs["layer_names"] = [b"last", b"gone", b"first"]
+        for layer in ("first", "last"):
+            names = [f"{layer}/kernel:0", f"{layer}/bias:0"]
+            place.create_group(layer).attrs["weight_names"] = names
+            for name, values in zip(names, (ones(3, 3), ones(3)), strict=True):
+                place[layer].create_dataset(name, data=values, compression="gzip")
+
+    with opened(tmp_path / "x", fill) as model:
+        layers = [tensor.name.rpartition("/")[0].rpartition("/")[2] for tensor in model.tensors]
+        words = [tensor.name.rpartition("/")[2] for tensor in model.tensors]
+        assert layers == ["last", "last", "first", "first"]
+        assert words == ["kernel:0", "bias:0"] * 2
+        assert all((tensor.read() == 1).all() for tensor in model.tensors)
+
+
+@pytest.mark.parametrize("names", [np.array([1, 2]), "text", [b"", b"w"], [b"../x"], np.zeros(0)])
+def test_an_order_that_is_none_changes_nothing(tmp_path: Path, names: Any) -> None:
+    def fill(file: Any) -> None:
+        file.attrs["layer_names"] = names
+        file.create_dataset("w", data=ones(2, 2))
+
+    with opened(tmp_path / "x", fill) as model:
+        assert [tensor.name for tensor in model.tensors] == ["w"]
+
+
 def test_links_to_other_files_are_named_and_never_followed(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "secret.h5", "w") as file:
         file["w"] = ones(3, 3)
@@ -380,7 +410,7 @@ def test_a_child_whose_answer_is_no_directory_is_not_believed(
     child = tmp_path / "child.py"
     monkeypatch.setattr(hdf5_process, "CHILD", child)
     good = {"name": "w", "group": "", "shape": [2], "type": "<f4", "offset": 0, "stored_bytes": 8}
-    for wrong in (
+    wrongs: tuple[dict[str, Any], ...] = (
         {"name": 1},
         {"shape": [-1]},
         {"shape": [2.5]},
@@ -390,8 +420,11 @@ def test_a_child_whose_answer_is_no_directory_is_not_believed(
         {"type": "<m8"},
         {"type": "f4,,"},
         {"stored_bytes": None},
-    ):
-        answer = {"attributes": {}, "left_out": [], "sets": [{**good, **wrong}]}
+        {"order": [1]},
+    )
+    for wrong in wrongs:
+        order = wrong.get("order", [])
+        answer = {"attributes": {}, "left_out": [], "sets": [{**good, **wrong}], "order": order}
         child.write_text(
             f"import os, sys\nos.write(int(sys.argv[5]), {json.dumps(answer)!r}.encode())"
         )

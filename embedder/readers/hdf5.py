@@ -149,6 +149,8 @@ def _open(
     decoded = decoded_values(source, loose_bytes)
     with _closing_on_error(decoded):
         tensors, unscaled = _tensors(source, decoded, _variables(sets, layers))
+    places = {name: place for place, name in enumerate(found.get("order", ()))}
+    tensors = tuple(sorted(tensors, key=lambda tensor: places.get(tensor.name, len(places))))
     if len(left_out) > _MOST_LISTED:
         left_out = [*left_out[:_MOST_LISTED], f"and {len(left_out) - _MOST_LISTED} more"]
     facts = {key: attributes[key] for key in ("keras_version", "backend") if attributes.get(key)}

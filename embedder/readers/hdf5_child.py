@@ -7,7 +7,8 @@ one, so that no link and no external storage leads out of the file.
 
     python -P hdf5_child.py directory|values IN BASE SIZE OUT MEMORY OUTPUT SECONDS
 
-`directory` writes one JSON object: root attributes, data sets, and what was left out. `values`
+`directory` writes one JSON object: root attributes, data sets, what was left out, and which order
+the layers have. `values`
 writes the contents of the data sets that the parent cannot read by itself, one after the other.
 """
 
@@ -16,7 +17,7 @@ import json
 import os
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 MOST_OBJECTS = 200_000
@@ -163,6 +164,31 @@ def text_of(item: Any, name: str) -> str:
     return found if isinstance(found, str) and len(found) <= LARGEST_TEXT else ""
 
 
+def texts_of(item: Any, name: str) -> list[str]:
+    """Return an attribute if it is a list of short texts, else nothing."""
+    try:
+        found = item.attrs.get(name)
+        if found is None or not 0 < found.size <= MOST_OBJECTS or found.dtype.itemsize > 1 << 12:
+            return []
+        texts = found.ravel().tolist()
+        return [t if isinstance(t, str) else t.decode("utf-8", "replace") for t in texts]
+    except (OSError, TypeError, ValueError, RuntimeError, KeyError, AttributeError):
+        return []  # of a type that h5py does not know; it is not needed
+
+
+def order_of(places: Mapping[str, Any]) -> list[str]:
+    """Return the paths of the weights in the order of their layers, as Keras 2 notes it."""
+    import h5py
+
+    found: list[str] = []
+    for prefix, place in places.items():
+        for layer in texts_of(place, "layer_names"):
+            if layer and isinstance(place.get(layer, getlink=True), h5py.HardLink):
+                weights = texts_of(place[layer], "weight_names")
+                found += [f"{prefix}{layer}/{weight}" for weight in weights]
+    return found[:MOST_OBJECTS]
+
+
 def directory(file: Any) -> dict[str, Any]:
     """Return what is in a file: attributes, data sets, and what was left out."""
     left_out: list[str] = []
@@ -184,14 +210,14 @@ def directory(file: Any) -> dict[str, Any]:
         )
     import h5py
 
-    places = [file]
+    places = {"": file}
     if isinstance(file.get("model_weights", getlink=True), h5py.HardLink):
-        places.append(file["model_weights"])  # whole models have versions there too
+        places["model_weights/"] = file["model_weights"]  # whole models have versions there too
     texts = {
-        name: next(filter(None, (text_of(place, name) for place in places)), "")
+        name: next(filter(None, (text_of(place, name) for place in places.values())), "")
         for name in ATTRIBUTES
     }
-    return {"attributes": texts, "sets": sets, "left_out": left_out}
+    return {"attributes": texts, "sets": sets, "left_out": left_out, "order": order_of(places)}
 
 
 def pieces(item: Any) -> Iterator[Any]:

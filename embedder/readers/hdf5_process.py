@@ -104,12 +104,13 @@ def read_directory(source: Source) -> dict[str, Any]:
         found = json_object(answer.read(0, answer.size_bytes))
     finally:
         answer.close()
-    sets, left_out = found.get("sets"), found.get("left_out")
+    sets, left_out, order = found.get("sets"), found.get("left_out"), found.get("order", [])
     if not (
         isinstance(sets, list)
         and all(isinstance(entry, dict) for entry in sets)
         and isinstance(left_out, list)
-        and all(isinstance(text, str) for text in left_out)
+        and isinstance(order, list)
+        and all(isinstance(text, str) for text in (*left_out, *order))
         and isinstance(found.get("attributes"), dict)
     ):
         raise MalformedError(path, "libhdf5 gave no directory of it", "get the file again")
