@@ -63,6 +63,8 @@ class GraphValues:
             proto = self.protos.get(known.name)
         if proto is None or math.prod(proto.dims) > _LARGEST_READ:
             return None
+        if proto.data_location == proto.EXTERNAL:
+            return None  # no file but this one is opened
         try:
             return [float(number) for number in numpy_helper.to_array(proto).ravel()]
         except (ValueError, TypeError):

@@ -429,6 +429,19 @@ def test_what_cannot_be_followed_is_named(graph: Graph, problem: str, tmp_path: 
         describe_onnx(graph.save(tmp_path / "m.onnx"))
 
 
+def test_no_other_file_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("beside").write_bytes(b"")
+    model = onnx.load(GRAPHS["gemm"].save(tmp_path / "m.onnx"))
+    for tensor in model.graph.initializer:
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value="beside")
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model.SerializeToString())
+    assert len(describe_onnx(path).axes) == 5
+
+
 FOLLOWED = (
     "silero/6.2.3/sequence aecmos/B mtcnn/opencv/pnet mtcnn/opencv/rnet mtcnn/opencv/onet "
     "blazeface-onnx/back basicpitch/onnx ppocr/v6-tiny-det nudenet/3.0.8"
