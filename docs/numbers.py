@@ -117,7 +117,31 @@ def peers() -> str:
     return as_table(columns, rows)
 
 
-NUMBERS: dict[str, Callable[[], str]] = {"scores": scores, "speeds": speeds, "peers": peers}
+def encoder() -> str:
+    """Return what the README says of the last test of identity codes."""
+    found = json.loads((RESULTS / "identity.json").read_text(encoding="utf-8"))
+    zoo, rows = found["zoo"], []
+    for method, told in found["methods"].items():
+        cells = {tuple(cell["drift"]): cell for cell in told["cells"] if cell["group"] == "all"}
+        rows.append((method, *(f"{cell['first']:.3f}" for cell in cells.values())))
+        counts = [f"{cell['queries']:,}" for cell in cells.values()]
+        bins = [f"{low:g} to {high:g}" for low, high in cells]
+    words = (
+        f"{zoo['queries']:,} children and copies that the encoder has not seen, each reordered, "
+        f"rescaled and\nflipped, among {zoo['bases']:,} bases of all designs: how often its base "
+        "comes first, by how\nfar it has moved (`benchmarks/results/identity.json`, "
+        f"{found['date']}):"
+    )
+    table = as_table(("drift", *bins), [("queries", *counts), *rows])
+    return f"{words}\n\n{table}"
+
+
+NUMBERS: dict[str, Callable[[], str]] = {
+    "scores": scores,
+    "speeds": speeds,
+    "peers": peers,
+    "encoder": encoder,
+}
 
 
 def block_of(name: str) -> re.Pattern[str]:
