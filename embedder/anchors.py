@@ -34,8 +34,8 @@ WIDTH = 64
 """Numbers of a code. Strangers' codes have a cosine of about 1/√64 = .125."""
 
 _WIDE = 1 << 20
-"""Values of a tensor up to which it is multiplied in float64. Above, float32 takes half the time and
-memory, and its rounding averages out."""
+"""Values of a tensor up to which it is multiplied in float64. Above, float32 takes half the time
+and memory, and its rounding averages out."""
 
 _STREAMS = {
     use: place << 40
