@@ -203,6 +203,11 @@ class _FeedForward:
         self._steps.append(Step(Op.LINEAR, source, target, tensors, turned=turned))
         return self
 
+    def slopes(self, name: str, group: str) -> Self:
+        """Name the slopes of a leaky ReLU that has one for each unit."""
+        self._describe(name, (Axis(group),))
+        return self
+
     def unitwise(
         self,
         weight: str,

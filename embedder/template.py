@@ -110,6 +110,7 @@ class _Filling:
             "linear": self.linear,
             "unitwise": self.unitwise,
             "norm": self.norm,
+            "slopes": self.slopes,
             "gated": self.gated,
             "attention": self.attention,
             "repeat": self.repeat,
@@ -193,18 +194,27 @@ class _Filling:
         bias = next((b for b in biases if b in self.shapes), "") or self.there(module, "bias")
         self.sizes.setdefault(target, size)
         self.headed |= bool(step.get("named"))
+        source, flattened = self.word(step, "from"), bool(step.get("flattened"))
         self.builder.linear(
             name,
-            self.word(step, "from"),
+            source,
             target,
             size,
             bias=bias,
             activation=self.word(step, "activation", "linear"),
             named=bool(step.get("named")),
             space=len(self.shape(name)) - 2,
+            inner=self.length(name, 1) // max(self.sizes[source], 1) if flattened else 1,
+            channels_last=flattened,
             normed=bool(step.get("normed")),
             turned=turned,
         )
+
+    def slopes(self, step: Mapping[str, Any]) -> None:
+        """Add the slopes of a leaky ReLU, one for each unit."""
+        name = f"{self.word(step, 'slopes')}.weight"
+        self.shape(name)
+        self.builder.slopes(name, self.word(step, "of"))
 
     def unitwise(self, step: Mapping[str, Any]) -> None:
         """Add a depthwise convolution."""

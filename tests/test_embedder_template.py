@@ -117,3 +117,67 @@ def test_the_alphabet_is_not_taken_for_the_order_of_layers() -> None:
     tensors = [tensor_of(name, np.zeros(shape, np.float32)) for name, shape in names.items()]
     with pytest.raises(ArchitectureError, match="order of the alphabet"):
         describe(Checkpoint("model.pdiparams", "paddle", tuple(tensors)))
+
+
+NETS: dict[str, dict[str, tuple[int, ...]]] = {
+    "pnet": {"conv1": (4, 3, 3), "conv2": (5, 4, 3), "conv3": (6, 5, 3)},
+    "rnet": {"conv1": (4, 3, 3), "conv2": (5, 4, 3), "conv3": (6, 5, 2), "dense4": (7, 6 * 4)},
+    "onet": {
+        **{"conv1": (4, 3, 3), "conv2": (5, 4, 3), "conv3": (6, 5, 2), "conv4": (5, 6, 2)},
+        "dense5": (7, 5 * 4),
+    },
+}
+HEADS: dict[str, dict[str, tuple[int, ...]]] = {
+    "pnet": {"conv4_1": (2, 6, 1), "conv4_2": (4, 6, 1)},
+    "rnet": {"dense5_1": (2, 7), "dense5_2": (4, 7)},
+    "onet": {"dense6_1": (2, 7), "dense6_2": (4, 7), "dense6_3": (10, 7)},
+}
+
+
+def detector(net: str, rng: np.random.Generator) -> Weights:
+    """Return random weights of a net of MTCNN under its published names."""
+    found = {}
+    for name, size in (NETS[net] | HEADS[net]).items():
+        shape = (*size[:2], size[2], size[2]) if len(size) == 3 else size
+        found[f"{name}.weight"] = rng.normal(size=shape) / math.sqrt(math.prod(shape[1:]))
+        found[f"{name}.bias"] = rng.normal(size=shape[:1])
+    for number, size in enumerate(NETS[net].values(), 1):
+        found[f"prelu{number}.weight"] = rng.uniform(0, 0.5, size=size[:1])
+    return found
+
+
+def faces(net: str, weights: Weights) -> NDArray[np.floating[Any]]:
+    """Return what a net finds: Zhang et al. 2016, pooled as in its port to torch."""
+    w = {name: torch.from_numpy(values.copy()) for name, values in weights.items()}
+    size = {"pnet": 12, "rnet": 12, "onet": 22}[net]
+    made = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, size, size, generator=made, dtype=torch.float64)
+    for number, (name, shape) in enumerate(NETS[net].items(), 1):
+        weight, bias = w[f"{name}.weight"], w[f"{name}.bias"]
+        if len(shape) == 2:
+            x = functional.linear(x.permute(0, 3, 2, 1).reshape(2, -1), weight, bias)
+        else:
+            x = functional.conv2d(x, weight, bias)
+        x = functional.prelu(x, w[f"prelu{number}.weight"])
+        if number == 1 or (net == "onet" and number == 2):
+            x = functional.max_pool2d(x, 2, ceil_mode=True)
+    ends = []
+    for name, shape in HEADS[net].items():
+        map_or_not = functional.conv2d if len(shape) == 3 else functional.linear
+        ends.append(map_or_not(x, w[f"{name}.weight"], w[f"{name}.bias"]).flatten(1))
+    found: NDArray[np.floating[Any]] = torch.cat(ends, 1).numpy()
+    return found
+
+
+@pytest.mark.parametrize("net", list(NETS))
+def test_the_nets_of_a_face_detector_find_the_same(net: str) -> None:
+    rng = np.random.default_rng(6)
+    weights = detector(net, rng)
+    found = describe({name: values.shape for name, values in weights.items()})
+    assert (found.family, found.unexplained) == ("mtcnn", ())
+    assert [g.gauge.value for g in found.groups.values()].count("scale") == len(NETS[net])
+    before = faces(net, weights)
+    for symmetry in (permuted, rescaled):
+        changed = symmetry(weights, found, rng)
+        assert sum(not np.array_equal(changed[name], weights[name]) for name in weights) >= 8
+        np.testing.assert_allclose(faces(net, changed), before, rtol=1e-9, atol=1e-9)
