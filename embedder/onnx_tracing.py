@@ -372,9 +372,12 @@ class _Walk(LatticeRules):
         found = self.joined(node, values)
         if node.op_type not in ("Add", "Sub", "Sum", "Mean"):
             self.tracer.fix(found, scale=False)
+        alone = all(self.readers[name] == 1 for name in node.input)
+        is_bias = node.op_type == "Add" and len(values) == 1 and alone
+        added = replace(found, fresh=values[0].fresh if is_bias else None)
         for term in terms:
             if isinstance(term, Constant):
-                self.tracer.along(found, term, power=1)
+                self.tracer.along(added, term, power=1)
         return found
 
     def product(self, node: "onnx.NodeProto") -> Known:

