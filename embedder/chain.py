@@ -72,7 +72,10 @@ def infer(shapes: Shapes, *, channels_last: bool = False) -> Architecture:
         Traceback (most recent call last):
         embedder.errors.ArchitectureError: b: takes 7, and the 8 units before it do not fit
     """
-    names = [name for name, shape in shapes.items() if shape]
+    # A single number, such as a temperature, is no vector unless a layer has a single unit.
+    narrow = any(len(shape) > 1 and shape[0] == 1 for shape in shapes.values())
+    single = tuple(name for name, shape in shapes.items() if shape == (1,) and not narrow)
+    names = [name for name, shape in shapes.items() if shape and name not in single]
     for name in names:
         if 0 in shapes[name]:
             raise ArchitectureError(f"{name}: has no values, its shape is {shapes[name]}")
@@ -93,7 +96,7 @@ def infer(shapes: Shapes, *, channels_last: bool = False) -> Architecture:
     )
     sure = len(set(widths)) == len(widths) and not flattened
     confidence = _DISTINCT if sure else _REPEATED
-    return replace(built, confidence=confidence)
+    return replace(built, confidence=confidence, unexplained=single)
 
 
 def _natural(name: str) -> list[str | int]:

@@ -232,3 +232,12 @@ def test_a_word_tells_a_gain_from_an_offset_whatever_stands_around_it() -> None:
     (norm,) = [step for step in found.steps if step.op == Op.NORM]
     roles = ("offset", "gain", "mean", "variance")
     assert norm.tensors == dict(zip(roles, norms, strict=True))
+
+
+def test_a_single_number_is_no_vector_of_a_layer() -> None:
+    sizes = {"scale": (1,), "a.weight": (5, 3), "a.bias": (5,), "b.weight": (2, 5)}
+    found = describe(sizes)
+    assert found.unexplained == ("scale",)
+    assert list(found.axes) == ["a.weight", "a.bias", "b.weight"]
+    narrow = describe({"a.weight": (1, 3), "a.bias": (1,), "b.weight": (2, 1)})
+    assert narrow.steps[0].tensors["bias"] == "a.bias"
