@@ -16,7 +16,6 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from embedder.anchors import Units, anchored
 from embedder.architecture import Architecture
@@ -197,6 +196,8 @@ class Match:
     """
 
     def __init__(self, ours: Units, theirs: Units, *, first: bool, last: bool) -> None:
+        from scipy.optimize import linear_sum_assignment  # a third of a second, for few pairs
+
         self.ours, self.theirs = ours, theirs
         arrays = shipped_coder().arrays
         read = arrays["first read/turn" if first else "deep read/turn"]

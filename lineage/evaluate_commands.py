@@ -20,8 +20,9 @@ from embedder.rivals import RIVALS, STANDARDISED
 from embedder.symmetry import flipped, permuted, rescaled
 from embedder.zoo.shards import Zoo, open_zoo
 from lineage.answers import done_json
+from lineage.later import Output, group_of
 from lineage.rendering import Table
-from lineage.train_commands import FOLDS, ZOO, Output
+from lineage.train_commands import FOLDS, ZOO
 
 METHODS = ("encoder", "encoder, matched", "untrained", *RIVALS)
 
@@ -32,9 +33,7 @@ def commands(answering: Callable[[Any], Any]) -> click.RichGroup:
     Args:
         answering: Adds the options that all commands share, and hands over an `Output`.
     """
-    group = click.RichGroup(name="evaluate")
-    group.add_command(click.command("encoder")(answering(_encoder)))
-    return group
+    return group_of("evaluate", {"encoder": _encoder}, answering)
 
 
 @ZOO

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import rich_click as click
 
@@ -15,6 +15,7 @@ from embedder.identity import IdentityCoder
 from embedder.training import STEPS, Settings, train_identity
 from embedder.zoo.shards import open_zoo
 from lineage.answers import done_json
+from lineage.later import Output, group_of
 from lineage.rendering import Table
 
 ZOO = click.argument("zoo", type=click.Path(path_type=Path, readable=False))
@@ -29,22 +30,13 @@ FOLDS = click.option(
 )
 
 
-class Output(Protocol):
-    """What prints an answer as the user asked for it."""
-
-    def show(self, answer: dict[str, Any], table: Table) -> int:
-        """Print an answer; return exit code 0."""
-
-
 def commands(answering: Callable[[Any], Any]) -> click.RichGroup:
     """Return the group of commands.
 
     Args:
         answering: Adds the options that all commands share, and hands over an `Output`.
     """
-    group = click.RichGroup(name="train")
-    group.add_command(click.command("encoder")(answering(_encoder)))
-    return group
+    return group_of("train", {"encoder": _encoder}, answering)
 
 
 @ZOO

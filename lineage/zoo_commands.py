@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import rich_click as click
 
@@ -12,18 +12,11 @@ from embedder.zoo.collecting import collect
 from embedder.zoo.plan import SIZES
 from embedder.zoo.shards import open_zoo
 from lineage import zoo_answers
-from lineage.rendering import Table
+from lineage.later import Output, group_of
 
 _FAILED, _UNDECIDED = 1, 4
 _FOLDER = click.argument("folder", type=click.Path(path_type=Path, readable=False))
 _ROLES = ("base", "checkpoint", "child", "copy", "student", "control", "stranger", "collected")
-
-
-class Output(Protocol):
-    """What prints an answer as the user asked for it."""
-
-    def show(self, answer: dict[str, Any], table: Table) -> int:
-        """Print an answer; return exit code 0."""
 
 
 def commands(answering: Callable[[Any], Any]) -> click.RichGroup:
@@ -32,16 +25,14 @@ def commands(answering: Callable[[Any], Any]) -> click.RichGroup:
     Args:
         answering: Adds the options that all commands share, and hands over an `Output`.
     """
-    group = click.RichGroup(name="zoo")
-    for name, function in (
-        ("build", _build),
-        ("collect", _collect),
-        ("list", _list),
-        ("describe", _describe),
-        ("export", _export),
-    ):
-        group.add_command(click.command(name)(answering(function)))
-    return group
+    found: dict[str, Callable[..., int]] = {
+        "build": _build,
+        "collect": _collect,
+        "list": _list,
+        "describe": _describe,
+        "export": _export,
+    }
+    return group_of("zoo", found, answering)
 
 
 @_FOLDER

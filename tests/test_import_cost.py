@@ -60,5 +60,7 @@ def test_questions_about_safetensors_files_load_no_other_formats_libraries(
     }
     catalogue = tmp_path / "c" if command == "add" else family.catalogue
     found = running(command, *models.get(command, []), "--catalogue", str(catalogue))
-    assert not packages(found) & HEAVY
+    # One of the family is reordered: scipy matches its units with those of its kin.
+    needed = {"scipy"} if command in ("parents", "tree") else set()
+    assert packages(found) & HEAVY <= needed
     assert "rich.progress" not in found
