@@ -13,6 +13,8 @@ benchmarks/results/encoder.json.
 - *task*: share of test models whose task came first; all and in the worst kind.
 - *parents*: share of test models that were made from a base and whose own base, among all bases of
   the zoo, has the nearest code, by relative drift; all and in the worst kind.
+- *change*: of the codes of every tenth test model, the farthest that one moved when the model's
+  units were reordered, rescaled and flipped, in float32; codes have unit length.
 - *shapes*: the row that looks at no weight. Gradient boosting on the kinds and sizes of layers and
   the number of edges; whatever a design tells about the labels is known to every row.
 """
@@ -20,7 +22,7 @@ benchmarks/results/encoder.json.
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +32,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.machine import RESULTS, described, load, write_result
-from embedder.encoder import EncoderConfig
+from embedder.encoder import Encoder, EncoderConfig
 from embedder.encoder_training import (
     PROPERTIES,
     Example,
@@ -42,6 +44,7 @@ from embedder.encoder_training import (
 from embedder.evaluating import cosines, score, task_of
 from embedder.families import Relative, relatives_of
 from embedder.graph import weight_graph
+from embedder.symmetry import flipped, permuted, rescaled
 from embedder.zoo.shards import Zoo, open_zoo, read_facts
 
 Json = dict[str, Any]
@@ -66,6 +69,7 @@ ROWS: dict[str, EncoderConfig | None] = {
 class Models(NamedTuple):
     """The models of a zoo, as a row sees them."""
 
+    zoo: Zoo
     relatives: list[Relative]
     examples: list[Example]
 
@@ -80,7 +84,7 @@ def models_of(zoo: Zoo, relatives: list[Relative], *, gauge: bool) -> Models:
         example_of(known, weight_graph(zoo.weights(name), zoo.architecture(name), gauge=gauge))
         for known, name in ((known, known.row["id"]) for known in relatives)
     ]
-    return Models(relatives, examples)
+    return Models(zoo, relatives, examples)
 
 
 def trained_row(models: Models, config: EncoderConfig) -> Json:
@@ -96,7 +100,22 @@ def trained_row(models: Models, config: EncoderConfig) -> Json:
         "parameters": sum(values.numel() for values in trained.encoder.parameters()),
         **_predictions(models, test, told.values, told.tasks),
         "parents": _parents(models, test, codes),
+        "change": float(f"{_change(models, test[::10], trained.encoder):.1e}"),
     }
+
+
+def _change(models: Models, chosen: Sequence[int], encoder: Encoder) -> float:
+    """Return how far the code of a model moves, at most, when its units are changed about."""
+    most, rng = 0.0, np.random.default_rng(SETTINGS.seed)
+    for number in chosen:
+        name = models.relatives[number].row["id"]
+        weights, architecture = models.zoo.weights(name), models.zoo.architecture(name)
+        other: Mapping[str, NDArray[np.floating]] = weights
+        for change in (permuted, rescaled, flipped):
+            other = change(other, architecture, rng)
+        moved = encoder.code(weights, architecture) - encoder.code(other, architecture)
+        most = max(most, float(np.linalg.norm(moved)))
+    return most
 
 
 def shapes_row(models: Models) -> Json:

@@ -9,6 +9,7 @@ sides of one is tied by the product of the weights along the stream, as a path.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 import numpy as np
 from numpy.typing import NDArray
@@ -155,10 +156,13 @@ def _edges(
     weights: Mapping[str, NDArray[np.floating]], architecture: Architecture, places: Places
 ) -> Iterator[Edges]:
     """Yield the edges of each tensor that ties two groups of units."""
-    for step in architecture.steps:
+    for step, after in zip_longest(architecture.steps, architecture.steps[1:]):
         known = {step.source, step.target} <= set(places)
         if step.op is Op.LINEAR and known:
-            yield _between(_kernels(weights, architecture, step), step, places, "linear")
+            kernels = _kernels(weights, architecture, step)
+            if after is not None and after.op is Op.NORM and after.target == step.target:
+                kernels = kernels * _factor_of_norm(weights, after)
+            yield _between(kernels, step, places, "linear")
         elif step.op is Op.UNITWISE and known:
             kernel = weights[step.tensors["weight"]].reshape(len(places[step.source][1].read), -1)
             spread = np.eye(len(kernel))[:, :, None] * kernel[:, None]
@@ -169,6 +173,20 @@ def _edges(
             if known:
                 yield _between(_kernels(weights, architecture, step), step, places, "linear")
     yield from _paths(weights, architecture, places)
+
+
+def _factor_of_norm(weights: Mapping[str, NDArray[np.floating]], norm: Step) -> NDArray[np.float64]:
+    """Return what a norm multiplies each unit by, (units, 1, 1), before the unit is read.
+
+    The norm's gain carries the scale of its units, not the weights that come before it.
+    """
+    factor = np.ones(1)
+    if norm.kind == "batch" and "variance" in norm.tensors:
+        variance = np.asarray(weights[norm.tensors["variance"]], np.float64).ravel()
+        factor = factor / np.sqrt(np.abs(variance) + norm.epsilon)
+    if "gain" in norm.tensors:
+        factor = factor * np.asarray(weights[norm.tensors["gain"]], np.float64).ravel()
+    return factor[:, None, None]
 
 
 def _paths(

@@ -18,13 +18,17 @@ from embedder.errors import ArchitectureError, MalformedError, NotFoundError
 from embedder.graph import weight_graph
 from embedder.pooling import POOLINGS
 from test_embedder_anchors import ARCHITECTURES, CHANGES, drawn, mlp
+from test_embedder_graph import NORMED
 
 ENCODERS = {pooling: Encoder(EncoderConfig(pooling=pooling)) for pooling in POOLINGS}
 
 
-@pytest.fixture(params=ARCHITECTURES)
+NETWORKS = {**ARCHITECTURES, "normed cnn": NORMED}
+
+
+@pytest.fixture(params=NETWORKS)
 def architecture(request: pytest.FixtureRequest) -> Architecture:
-    return ARCHITECTURES[request.param]
+    return NETWORKS[request.param]
 
 
 def data(architecture: Architecture, seed: int = 0) -> Data:

@@ -21,7 +21,7 @@ from embedder.encoder_training import (
     train_function,
 )
 from embedder.graph import weight_graph
-from test_embedder_anchors import drawn, mlp
+from test_embedder_anchors import CHANGES, drawn, mlp
 
 SMALL = EncoderConfig(width=16, rounds=1, heads=2)
 FAMILIES = 8
@@ -88,6 +88,17 @@ class TestWhatIsLearned:
         together, alone = tell(trained, GRAPHS), tell(trained, GRAPHS, batch=1)
         np.testing.assert_allclose(together.codes, alone.codes, atol=1e-5)
         assert together.tasks == alone.tasks
+
+    @pytest.mark.parametrize("change", ["permuted", "rescaled"])
+    def test_no_symmetry_changes_a_code_after_training_either(
+        self, trained: Trained, change: str
+    ) -> None:
+        network = mlp("relu")
+        for seed in range(FAMILIES):
+            weights = drawn(network, seed)
+            other = CHANGES[change](weights, network, np.random.default_rng(seed))
+            moved = trained.encoder.code(weights, network) - trained.encoder.code(other, network)
+            assert np.linalg.norm(moved) < 1e-5
 
     def test_an_encoder_that_was_trained_can_be_saved(
         self, trained: Trained, tmp_path: Path

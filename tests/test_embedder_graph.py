@@ -3,11 +3,26 @@
 import numpy as np
 import pytest
 
-from embedder.architecture import Architecture
+from embedder.architecture import Architecture, Builder
 from embedder.errors import ArchitectureError
 from embedder.graph import EDGE_ROLES, NODE_KINDS, SCALARS, WeightGraph, weight_graph
 from embedder.symmetry import flipped, permuted, rescaled
 from test_embedder_anchors import ARCHITECTURES, Change, drawn, mlp
+
+
+def normed_cnn() -> Architecture:
+    builder = Builder("normed").input("colours", 3)
+    for name, source, size in (("a", "colours", 12), ("b", "a", 9)):
+        builder.linear(
+            f"{name}.weight", source, name, size, space=2, activation="relu", normed=True
+        )
+        builder.norm(
+            name, "batch", gain=f"{name}.gain", offset=f"{name}.offset", variance=f"{name}.var"
+        )
+    return builder.linear("c", "b", "out", 5, named=True).build()
+
+
+NORMED = normed_cnn()
 
 
 def told(graph: WeightGraph) -> np.ndarray:
@@ -36,6 +51,13 @@ class TestInvariance:
         for a, b in ((before.edge_features, after.edge_features), (before.scalars, after.scalars)):
             np.testing.assert_allclose(np.sort(a, axis=0), np.sort(b, axis=0), atol=2e-4)
         assert told(before).shape == told(after).shape
+
+    def test_a_norm_after_a_layer_takes_its_scale_along(self) -> None:
+        weights, rng = drawn(NORMED), np.random.default_rng(3)
+        before = weight_graph(weights, NORMED)
+        after = weight_graph(rescaled(weights, NORMED, rng), NORMED)
+        np.testing.assert_allclose(before.edge_features, after.edge_features, atol=1e-5)
+        np.testing.assert_allclose(before.scalars, after.scalars, atol=1e-5)
 
     @pytest.mark.parametrize("change", [rescaled, flipped])
     def test_without_the_gauge_a_scale_or_a_sign_shows(self, change: Change) -> None:
