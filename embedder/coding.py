@@ -1,8 +1,10 @@
 """From an open checkpoint to its identity code: describe it, code its units, take their mean."""
 
+import json
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from importlib.resources import as_file, files
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,8 +73,17 @@ def code_or_none(checkpoint: Checkpoint) -> IdentityCode | None:
         return None
 
 
+_PRETRAINED = files("embedder").joinpath("pretrained")
+
+
 @lru_cache(maxsize=1)
 def shipped_coder() -> IdentityCoder:
     """Return the encoder in this package."""
-    with as_file(files("embedder").joinpath("pretrained/identity.safetensors")) as path:
+    with as_file(_PRETRAINED.joinpath("identity.safetensors")) as path:
         return IdentityCoder.load(path)
+
+
+def shipped_card() -> dict[str, Any]:
+    """Return what is known of its training."""
+    card: dict[str, Any] = json.loads(_PRETRAINED.joinpath("identity.json").read_text("utf-8"))
+    return card

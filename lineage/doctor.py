@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, packages_distributions, ver
 from pathlib import Path
 from typing import Any
 
+from embedder.coding import shipped_card, shipped_coder
 from embedder.readers import EXTRAS, READERS
 from lineage.answers import tool_version
 
@@ -28,6 +29,7 @@ def findings(settings: dict[str, tuple[Any, str]]) -> list[dict[str, str]]:
     found.append(_names())
     found.append(_line("SQLite", "ok", sqlite3.sqlite_version))
     found.append(_search())
+    found.append(_encoder())
     for name in ("numpy", "torch"):
         found.append(_package(name))
     for name in sorted(READERS):
@@ -60,6 +62,13 @@ def _search() -> dict[str, str]:
         return _line("vector search", "ok", "FAISS from 5,000 models, numpy below; both exact")
     note = 'numpy, exact, to 100,000 models; for more: pip install "model-lineage[cpu]"'
     return _line("vector search", "ok", note)
+
+
+def _encoder() -> dict[str, str]:
+    """Say which encoder of identity codes is at work, and what it was trained on."""
+    coder, card = shipped_coder(), shipped_card()
+    note = f"encoder {coder.version}, trained on {card['models']:,} networks, {card['date']}"
+    return _line("identity codes", "ok", note)
 
 
 def _names() -> dict[str, str]:
