@@ -20,9 +20,9 @@ CODED = 6
 """Of the models whose identity codes are nearest, so many are candidates too."""
 
 ALIKE = 0.5
-"""Cosine of identity codes above which these are. Of children in a zoo that the encoder had not seen
-99.9 % lie above it to a drift of .3, 98 % to .6, 79 % to 1; of pairs of strangers, most of other
-designs, one in a thousand lies above .55."""
+"""Cosine of identity codes above which these are. Of children in a zoo that the encoder had not
+seen 99.9 % lie above it to a drift of .3, 98 % to .6, 79 % to 1; of pairs of strangers, most of
+other designs, one in a thousand lies above .55."""
 
 
 @dataclass(frozen=True, slots=True)
