@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 LEADING = 4
-"""Singular values that are kept of each mode: the most heads that a network of the zoo has."""
+"""Singular values that are kept of each mode; attentions of the zoo have two heads."""
 SPECTRUM = 3 * LEADING + 1
 """Numbers of a head: the spectra of the three modes, which all share, and its own share."""
 
