@@ -17,7 +17,7 @@ Array: TypeAlias = NDArray[np.float64]
 
 NODE_NUMBERS = SCALARS + SPECTRUM
 _LEADING = 8
-"""Singular values of a layer that are kept; three layers of four in the zoo have 10 units or more."""
+"""Singular values kept of a layer; three of four layers in the zoo have 10 units or more."""
 LAYER_NUMBERS = 6 + _LEADING + len(NODE_KINDS)
 _STRENGTH, _OWN, _DEPTH, _SIZE, _EVEN = range(5)
 """Columns of a node's scalars, as `embedder.graph` puts them."""
