@@ -16,14 +16,16 @@ Source:
     both ends, and all that lies between, are our own.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedder.architecture import GATES, Architecture, Op, Step
 from embedder.errors import ArchitectureError
+from embedder.matrices import as_matrix
 from embedder.sketch import signs
 from embedder.tucker import head_spectrum
 from embedder.units import Axis, Gauge
@@ -114,53 +116,6 @@ def anchored(
     return _Pass(weights, architecture).run()
 
 
-def as_matrix(
-    values: Array,
-    architecture: Architecture,
-    name: str,
-    ends: tuple[str, str],
-    *,
-    turned: bool = False,
-) -> tuple[Array, Axis, Axis]:
-    """Return a tensor as places of out × places of in × all else, however it is stored.
-
-    Args:
-        values: The tensor, with axes as the architecture says.
-        architecture: What the axes mean.
-        name: Of the tensor.
-        ends: Names of the groups that are written and read.
-        turned: Whether the one that is read comes first, where both are the same.
-
-    Returns:
-        The matrix, and what its first two axes run over.
-
-    Raises:
-        ArchitectureError: One of the groups has no axis in it.
-    """
-    axes = dict(enumerate(architecture.axes[name]))
-    found: dict[str, tuple[int, Axis]] = {}
-    for end, group in reversed(list(enumerate(ends))) if turned else enumerate(ends):
-        place, axis = _axis_of(axes, architecture, group, name)
-        found["in" if end else "out"] = place, axis
-        del axes[place]
-    (row, out), (column, into) = found["out"], found["in"]
-    split = values.transpose(row, column, *axes)
-    return split.reshape(*split.shape[:2], -1), out, into
-
-
-def _axis_of(
-    axes: Mapping[int, Axis | None], architecture: Architecture, group: str, name: str
-) -> tuple[int, Axis]:
-    """Return the first axis that runs over a group, or else over one with the same order."""
-    root = architecture.root(group)
-    known = [(place, axis) for place, axis in axes.items() if axis is not None]
-    same = [(place, axis) for place, axis in known if axis.group == group]
-    near = [(place, axis) for place, axis in known if architecture.root(axis.group) == root]
-    if not near:
-        raise ArchitectureError(f"{name}: no axis of it runs over {group}")
-    return (same or near)[0]
-
-
 class _Pass:
     """One pass of anchors forward, then one backward."""
 
@@ -174,6 +129,8 @@ class _Pass:
         self._gates: dict[str, Array] = {}
         self._depth: dict[str, int] = {}
         self._pulls: list[Pull] = []
+        self._before: dict[str, Array | float] = {}
+        self._normed = set(_norms_of_one(architecture))
         self._bias = _seeded("bias", 1)
         self._streams = {
             step.target for step in architecture.steps if step.op in (Op.EMBEDDING, Op.ATTENTION)
@@ -191,9 +148,11 @@ class _Pass:
     def run(self) -> list[Units]:
         for depth, step in enumerate(self._architecture.steps):
             fresh, pull = self._steps[step.op](step)
-            if step.op is not Op.NORM and step.target in self._codes:
-                fresh = fresh + self._codes[step.target]
-            self._codes[step.target] = fresh
+            before = 0.0 if step.op is Op.NORM else self._codes.get(step.target, 0.0)
+            if depth in self._normed:
+                before = self._before[step.target]
+            self._before[step.target] = before
+            self._codes[step.target] = fresh + before
             self._pulls.append(pull)
             for name in (step.inside, step.target):
                 if name:
@@ -221,16 +180,19 @@ class _Pass:
             if groups[name].gauge is Gauge.NAMED
         }
         found: dict[str, Array] = {}
-        for step, pull in zip(
-            reversed(self._architecture.steps), reversed(self._pulls), strict=True
-        ):
-            codes = flowing.get(step.target)
+        through: Array | None = None  # what reaches the step before through a norm of it alone
+        for depth, step in reversed(list(enumerate(self._architecture.steps))):
+            pull, codes = self._pulls[depth], flowing.get(step.target)
             if codes is None:
                 continue
             found.setdefault(step.target, codes)
+            if depth in self._normed:
+                through = pull(codes)
+                continue
             if step.op is Op.NORM and step.target == step.source:
                 flowing[step.source] = pull(codes)
                 continue
+            codes, through = codes if through is None else through, None
             if step.op is Op.GATED:
                 found[step.inside] = self._read_back(step, "output", codes)
             flowing[step.source] = pull(codes) + flowing.get(step.source, 0.0)
@@ -325,6 +287,8 @@ class _Pass:
 
     def _norm(self, step: Step) -> tuple[Array, Pull]:
         codes, tensors = self._code(step.source), step.tensors
+        if self._architecture.steps.index(step) in self._normed:
+            codes = codes - self._before[step.source]
         factor = np.ones((len(codes), 1))
         centred = step.kind == "layer"
         if step.kind == "batch":
@@ -436,6 +400,19 @@ class _Pass:
         """Return what heads write, as heads × out × channels."""
         out, _ = self._matrix(step, "output")
         return out[:, :, 0].reshape(len(out), -1, channels).transpose(1, 0, 2)
+
+
+def _norms_of_one(architecture: Architecture) -> Iterator[int]:
+    """Yield the places of batch norms that are of what the step before adds, not of the stream.
+
+    So ends a block of a residual network; weights before such a norm have no scale of their own.
+    """
+    for depth, (before, step) in enumerate(pairwise(architecture.steps), 1):
+        follows = before.target == step.target == step.source and before.op is not Op.NORM
+        if follows and step.op is Op.NORM and step.kind == "batch":
+            axes = architecture.axes[before.tensors["weight"]] if "weight" in before.tensors else ()
+            if not any(axis and axis.power > 0 for axis in axes):
+                yield depth
 
 
 def _seeded(stream: str, count: int) -> Array:

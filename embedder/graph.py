@@ -14,9 +14,10 @@ from itertools import zip_longest
 import numpy as np
 from numpy.typing import NDArray
 
-from embedder.anchors import Units, anchored, as_matrix
+from embedder.anchors import Units, anchored
 from embedder.architecture import Architecture, Op, Step
 from embedder.errors import ArchitectureError
+from embedder.matrices import as_matrix
 from embedder.tucker import SPECTRUM
 from embedder.units import Gauge
 

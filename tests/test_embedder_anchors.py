@@ -43,6 +43,11 @@ def residual_cnn() -> Architecture:
     builder.norm("stream", "batch", gain="gain", offset="offset", mean="mean", variance="var")
     builder.linear("one", "stream", "inner", 12, space=2, activation="relu", bias="one.bias")
     builder.linear("two", "inner", "stream", 16, space=2, bias="two.bias")
+    # A block that ends in a norm of its own: what was in the stream before is not normed again.
+    builder.linear("three", "stream", "stream", 16, space=2, normed=True)
+    builder.norm(
+        "stream", "batch", gain="3.gain", offset="3.offset", mean="3.mean", variance="3.var"
+    )
     return builder.linear("c", "stream", "out", 5, inner=4, named=True).build()
 
 
