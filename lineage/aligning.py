@@ -25,6 +25,7 @@ from embedder.describing import describe
 from embedder.errors import ArchitectureError
 from embedder.symmetry import multiplied, reordered
 from embedder.units import Gauge
+from index.search import ALIKE
 from lineage.chance import Chance
 from lineage.verdict import Relation, Verdict
 
@@ -127,7 +128,7 @@ def align(first: Checkpoint, second: Checkpoint) -> Alignment | None:
         ours, theirs = _described(first), _described(second)
     except ArchitectureError:
         return None
-    if ours is None or theirs is None:
+    if ours is None or theirs is None or not _alike(ours, theirs):
         return None
     matched = match_units(ours.units, theirs.units)
     units, agreed = sum(m.units for m in matched), sum(m.agreed for m in matched)
@@ -149,6 +150,12 @@ def match_units(ours: Sequence[Units], theirs: Sequence[Units]) -> list["Match"]
     first = min((a.depth for a, _ in pairs), default=0)
     last = max((a.depth for a, _ in pairs), default=0)
     return [Match(a, b, first=a.depth == first, last=a.depth == last) for a, b in pairs]
+
+
+def _alike(ours: _Described, theirs: _Described) -> bool:
+    """Say whether two identity codes are near, which costs less than to match all units."""
+    first, second = (shipped_coder().code(model.units) for model in (ours, theirs))
+    return float(first @ second) > ALIKE
 
 
 _KEPT: WeakKeyDictionary[Checkpoint, _Described] = WeakKeyDictionary()
