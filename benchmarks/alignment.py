@@ -61,6 +61,7 @@ def _kin(zoo: Zoo, bases: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
 def told(zoo: Zoo) -> dict[str, Any]:
     """Return for each kind of pair how the shares of agreed units are spread."""
     units: dict[str, list[Units]] = {}
+    least = 1.0
     found: dict[str, list[tuple[str, float, int, float]]] = defaultdict(list)
     for kind, one, other in pairs_of(zoo):
         for model in (one, other):
@@ -72,7 +73,10 @@ def told(zoo: Zoo) -> dict[str, Any]:
             share = sum(match.agreed for match in matched) / count
             logs = [np.std(np.log(np.abs(match.factors()))) for match in matched]
             found[kind].append((zoo.row(one)["kind"], share, count, float(max(logs))))
-    return {kind: spread_of(rows) for kind, rows in sorted(found.items())}
+            if share >= AGREED:
+                least = min(least, sum(match.nearest for match in matched) / count)
+    spreads: dict[str, Any] = {kind: spread_of(rows) for kind, rows in sorted(found.items())}
+    return {**spreads, "least share of equal nearest units where .6 agree": round(least, 3)}
 
 
 def spread_of(rows: list[tuple[str, float, int, float]]) -> dict[str, Any]:

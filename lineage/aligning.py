@@ -11,6 +11,7 @@ from the other side, as a test, is our own.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -25,7 +26,6 @@ from embedder.describing import describe
 from embedder.errors import ArchitectureError
 from embedder.symmetry import multiplied, reordered
 from embedder.units import Gauge
-from index.search import ALIKE
 from lineage.chance import Chance
 from lineage.verdict import Relation, Verdict
 
@@ -38,6 +38,10 @@ of .3, and none of 1,693 pairs of other seeds and other recipes of one design an
 
 CONTROLS, STRANGERS = 1_693, 0.44
 """How many pairs of strangers these were, and the largest share among them."""
+
+NEAREST = 0.2
+"""Share of units whose nearest is the same from both sides, below which they are not matched one by
+one: of the pairs of the zoo that agree about .6 none has less than .23."""
 
 LEAST_UNITS = 24
 """Units below which agreement may be luck: of 24 that match at random, one agrees on average."""
@@ -128,11 +132,14 @@ def align(first: Checkpoint, second: Checkpoint) -> Alignment | None:
         ours, theirs = _described(first), _described(second)
     except ArchitectureError:
         return None
-    if ours is None or theirs is None or not _alike(ours, theirs):
+    if ours is None or theirs is None:
         return None
     matched = match_units(ours.units, theirs.units)
-    units, agreed = sum(m.units for m in matched), sum(m.agreed for m in matched)
-    if units < LEAST_UNITS or agreed < AGREED * units:
+    units = sum(m.units for m in matched)
+    if units < LEAST_UNITS or sum(m.nearest for m in matched) < NEAREST * units:
+        return None
+    agreed = sum(m.agreed for m in matched)
+    if agreed < AGREED * units:
         return None
     return _undone(second, theirs, matched, units, agreed)
 
@@ -150,12 +157,6 @@ def match_units(ours: Sequence[Units], theirs: Sequence[Units]) -> list["Match"]
     first = min((a.depth for a, _ in pairs), default=0)
     last = max((a.depth for a, _ in pairs), default=0)
     return [Match(a, b, first=a.depth == first, last=a.depth == last) for a, b in pairs]
-
-
-def _alike(ours: _Described, theirs: _Described) -> bool:
-    """Say whether two identity codes are near, which costs less than to match all units."""
-    first, second = (shipped_coder().code(model.units) for model in (ours, theirs))
-    return float(first @ second) > ALIKE
 
 
 _KEPT: WeakKeyDictionary[Checkpoint, _Described] = WeakKeyDictionary()
@@ -203,21 +204,41 @@ class Match:
     """
 
     def __init__(self, ours: Units, theirs: Units, *, first: bool, last: bool) -> None:
-        from scipy.optimize import linear_sum_assignment  # a third of a second, for few pairs
-
         self.ours, self.theirs = ours, theirs
         arrays = shipped_coder().arrays
         read = arrays["first read/turn" if first else "deep read/turn"]
         reach = arrays["last reach/turn" if last else "deep reach/turn"]
-        below = _cosines(ours.forward @ read, theirs.forward @ read)
-        above = _cosines(ours.backward @ reach, theirs.backward @ reach)
+        self._below = _cosines(ours.forward @ read, theirs.forward @ read)
+        self._above = _cosines(ours.backward @ reach, theirs.backward @ reach)
         self.even = ours.gauge is Gauge.SIGN
-        sized = [np.abs(c) if self.even else c for c in (below, above)]
-        one, other = (linear_sum_assignment(-c)[1] for c in sized)
-        self.units, self.agreed = len(one), int((one == other).sum())
-        self.order = linear_sum_assignment(-(sized[0] + sized[1]))[1]
-        rows = np.arange(len(self.order))
-        self.signs = np.where((below + above)[rows, self.order] < 0, -1.0, 1.0)
+        self.units = len(ours.read)
+
+    def _sized(self) -> list[Values]:
+        return [np.abs(c) if self.even else c for c in (self._below, self._above)]
+
+    @property
+    def nearest(self) -> int:
+        """Units whose nearest one is the same from both sides, whoever else is nearest to it."""
+        one, other = (cosines.argmax(axis=1) for cosines in self._sized())
+        return int((one == other).sum())
+
+    @cached_property
+    def agreed(self) -> int:
+        """Units whose partner is the same from both sides."""
+        one, other = (_partners(cosines) for cosines in self._sized())
+        return int((one == other).sum())
+
+    @cached_property
+    def order(self) -> NDArray[np.intp]:
+        """The partner of each unit, by both sides together."""
+        below, above = self._sized()
+        return _partners(below + above)
+
+    @property
+    def signs(self) -> Values:
+        """The sign that each partner has to be given."""
+        both = (self._below + self._above)[np.arange(self.units), self.order]
+        return np.where(both < 0, -1.0, 1.0)
 
     def factors(self) -> Values:
         """Return what each unit, in its new place, is multiplied by.
@@ -232,6 +253,13 @@ class Match:
         ratio = balance / np.maximum(theirs[self.order], 1e-300)
         usable = np.isfinite(ratio) & (ratio > 0)
         return np.sqrt(np.where(usable, ratio, 1.0))
+
+
+def _partners(cosines: Values) -> NDArray[np.intp]:
+    """Return a partner of its own for each row, for the largest sum of cosines."""
+    from scipy.optimize import linear_sum_assignment  # half a second, for few pairs
+
+    return np.asarray(linear_sum_assignment(-cosines)[1])
 
 
 def _cosines(first: Values, second: Values) -> Values:
