@@ -265,6 +265,10 @@ def _reordered(x: Array, y: Array, prints: Prints) -> Operation | None:
     )
     if abs(energies[0] - energies[1]) > 1e-9 * max(energies) or x.max() != y.max():
         return None
+    # The two longest axes are those of units, wherever a layout puts its kernels.
+    order = sorted(range(x.ndim), key=lambda axis: -x.shape[axis])
+    if order[:2] not in ([0, 1], [1, 0]):
+        x, y = x.transpose(order), y.transpose(order)
     if _same_pieces(x, y, 0, in_order=True):
         return Operation("reordered", "rows in another order")
     if _same_pieces(x, y, 1, in_order=True):

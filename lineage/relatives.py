@@ -87,10 +87,11 @@ def _compared(
 ) -> Comparison:
     other = known.candidate(candidate)
     quick = compare_models(other, model, None, exact=False, corrected_for=searched)
-    strangers = quick.relation is Relation.UNRELATED and not candidate.alike
-    if strangers or not exact:
+    hinted = candidate.alike > 0 or candidate.shared > 0
+    if not exact or (quick.relation is Relation.UNRELATED and not hinted):
         # Fingerprints can show that two models are strangers, and that costs no reading. Where
-        # identity codes are alike, units may stand in another order, and weights are looked at.
+        # identity codes are alike, or tensors have equal norms, values may stand in another order,
+        # which sketches do not see, and weights are looked at.
         return quick
     return compare_models(other, model, known, corrected_for=searched)
 

@@ -249,7 +249,11 @@ class TestCompare:
 
 
 class TestNames:
-    """Names of files, models and tensors never decide an answer."""
+    """Names of files and models never decide an answer, and those of tensors no kinship.
+
+    Names and order of tensors help to tell an architecture, so without them a pair whose hidden
+    units had to be put in order may come out undecided, and nothing else may change.
+    """
 
     @pytest.fixture
     def renamed(self, family: Family, tmp_path: Path) -> tuple[Path, Mapping[str, str]]:
@@ -278,6 +282,11 @@ class TestNames:
         for first, second in combinations(family.names, 2):
             known = compared(first, second, "--catalogue", family.catalogue)
             found = compared(names[first], names[second], "--catalogue", catalogue)
+            put_in_order = "reorder" in known["operations"] or "dual match" in str(
+                known["chance_by"]
+            )
+            if found["relation"] == "cannot-say" and put_in_order:
+                continue
             for key in ("relation", "related", "operations", "chance_by"):
                 assert found[key] == known[key], (first, second, key)
             assert found["direction"]["answer"] == known["direction"]["answer"], (first, second)
@@ -290,8 +299,9 @@ class TestNames:
         catalogue, names = renamed
         known = answer_of("parents", "legal-int8.safetensors", "--catalogue", family.catalogue)
         found = answer_of("parents", names["legal-int8.safetensors"], "--catalogue", catalogue)
+        plain = [f for f in known["parents"] if "reorder" not in f["operations"]]
         assert {(f["model"], f["relation"]) for f in found["parents"]} == {
-            (names[f["model"]], f["relation"]) for f in known["parents"]
+            (names[f["model"]], f["relation"]) for f in plain
         }
         for group in answer_of("duplicates", "--catalogue", family.catalogue)["groups"]:
             models = sorted(names[model] for model in group["models"])

@@ -142,3 +142,13 @@ def test_a_block_of_rows_and_columns_is_found_in_the_whole() -> None:
 def test_a_smaller_stranger_is_no_block() -> None:
     ours, _, _ = matched_parts(normal(30, 25), normal(18, 20, seed=1), (0, 1))
     assert ours.size == 0
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2, 3), (2, 3, 1, 0), (3, 2, 0, 1)])
+def test_kernels_that_were_turned_over_are_reordered_in_any_layout(axes: tuple[int, ...]) -> None:
+    kernel = np.random.default_rng(5).normal(size=(16, 10, 3, 3)).astype(np.float32)
+    one, other = kernel.transpose(axes), kernel.swapaxes(2, 3).transpose(axes)
+    prints = take_print(tensor_of("a", one)), take_print(tensor_of("b", other))
+    found = operation_between(one, other, prints, 0.3)
+    assert found is not None
+    assert found.name == "reordered"
