@@ -21,7 +21,7 @@ from embedder.encoder import DIMENSION, Encoder, EncoderConfig
 from embedder.encoder_input import batch_of, graph_data
 from embedder.families import Relative
 from embedder.graph import WeightGraph
-from embedder.training import contrastive_loss
+from embedder.training import contrastive_loss, numbers_of
 
 PROPERTIES = (
     "test_accuracy",
@@ -189,8 +189,8 @@ def train_function(
             loss = heads.loss(codes, batch) + pooling
             families = [example.family for example in batch]
             if settings.contrastive and len(set(families)) < len(families):
-                start = _numbers([example.start for example in batch])
-                near = contrastive_loss(codes, _numbers(families), start)
+                start = numbers_of([example.start for example in batch])
+                near = contrastive_loss(codes, numbers_of(families), start)
                 loss = loss + settings.contrastive * near
             optimiser.zero_grad()
             loss.backward()
@@ -234,12 +234,6 @@ def _rate(progress: float) -> float:
     """Return the share of the largest step size: up for a tenth of the steps, then a cosine."""
     rising = min(progress / 0.1 + 0.01, 1.0)
     return rising * (1 + float(np.cos(np.pi * progress))) / 2
-
-
-def _numbers(names: Sequence[str]) -> Tensor:
-    """Return a number for each name, −1 for an empty one."""
-    known = {name: place for place, name in enumerate(sorted(set(names) - {""}))}
-    return torch.tensor([known.get(name, -1) for name in names])
 
 
 def draws(examples: Sequence[Example], settings: FunctionSettings) -> Iterator[list[Example]]:

@@ -321,8 +321,8 @@ def _descend(
     for step, batch in enumerate(_draws(members, settings)):
         loss = contrastive_loss(
             network(batch_of(batch), settings),
-            _numbers([member.family for member in batch]),
-            _numbers([member.start for member in batch]),
+            numbers_of([member.family for member in batch]),
+            numbers_of([member.start for member in batch]),
         )
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -332,7 +332,7 @@ def _descend(
             progress(step, float(loss.detach()))
 
 
-def _numbers(names: Sequence[str]) -> Tensor:
+def numbers_of(names: Sequence[str]) -> Tensor:
     """Return a number for each name, −1 for an empty one."""
     known = {name: place for place, name in enumerate(sorted(set(names) - {""}))}
     return torch.tensor([known.get(name, -1) for name in names])
