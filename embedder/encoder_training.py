@@ -21,7 +21,7 @@ from embedder.encoder import DIMENSION, Encoder, EncoderConfig
 from embedder.encoder_input import batch_of, graph_data
 from embedder.families import Relative
 from embedder.graph import WeightGraph
-from embedder.training import contrastive_loss, numbers_of
+from embedder.training import by_recipe, contrastive_loss, numbers_of, spread_at, two_of
 
 PROPERTIES = (
     "test_accuracy",
@@ -238,35 +238,15 @@ def _rate(progress: float) -> float:
 
 def draws(examples: Sequence[Example], settings: FunctionSettings) -> Iterator[list[Example]]:
     """Yield batches: twins of one recipe together, two members of each family where there are."""
-    families: dict[str, list[Example]] = {}
-    for example in examples:
-        families.setdefault(example.family, []).append(example)
-    if sum(len(known) > 1 for known in families.values()) < 2:
-        raise ValueError("training needs at least two families with two members each")
-    recipes: dict[str, list[list[Example]]] = {}
-    for family, known in families.items():
-        recipes.setdefault(known[0].twins or family, []).append(known)
     rng = np.random.default_rng(settings.seed)
-    groups = list(recipes.values())
+    groups = by_recipe(examples)
     waiting: list[int] = []
     for step in range(settings.steps):
+        spread = spread_at(step / settings.steps, curriculum=settings.curriculum)
         batch: list[Example] = []
         while len(batch) < settings.batch:
             # Every recipe comes once before any comes again, unless a batch takes more than all.
             waiting = waiting or [int(place) for place in rng.permutation(len(groups))]
-            for known in groups[waiting.pop()]:
-                batch += _some(known, step / settings.steps, settings, rng)
+            for family in groups[waiting.pop()]:
+                batch += two_of(family, spread, rng)
         yield batch
-
-
-def _some(
-    family: Sequence[Example], progress: float, settings: FunctionSettings, rng: np.random.Generator
-) -> list[Example]:
-    """Return two members, or the only one; simple ones first as training begins."""
-    chances = np.ones(len(family))
-    if settings.curriculum:
-        complexity = np.array([example.complexity for example in family])
-        chances = np.exp(-(complexity - complexity.min()) / (0.5 + 4 * progress))
-    number = min(len(family), 2)
-    chosen = rng.choice(len(family), number, replace=False, p=chances / chances.sum())
-    return [family[place] for place in chosen]

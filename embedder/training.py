@@ -8,9 +8,9 @@ far (supervised contrastive loss: Khosla et al. 2020, NeurIPS), other seeds of o
 same batch. Models that share a random start and nothing else stand in neither role.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -67,7 +67,7 @@ class Settings:
         steps: Batches of the contrastive part; 0 leaves it out.
         families: Families in a batch, two members of each.
         rate: Step size at the beginning; it falls to zero along half a cosine.
-        decay: Weight decay of the projection.
+        decay: Weight decay of all that is trained.
         dropout: Share of units that are left out of a mean in training.
         noise: Largest length of what is added to a code of unit length, drawn as codes vary.
         missing: Share of models that lose a part, as if their head had been replaced.
@@ -105,11 +105,6 @@ def batch_of(members: Sequence[Member]) -> _Batch:
         even[part] = torch.from_numpy(np.concatenate([t.even for t in tokens]))
         model[part] = torch.from_numpy(np.repeat(np.arange(len(members)), counts))
     return _Batch(len(members), codes, even, model)
-
-
-def replace_in(tensors: Mapping[str, Tensor], name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """Return the tensors with one of them replaced."""
-    return {**tensors, name: tensor}
 
 
 class IdentityNetwork(nn.Module):
@@ -157,7 +152,7 @@ class IdentityNetwork(nn.Module):
         return means * there[:, None]
 
     def _disturbed(self, batch: _Batch, part: str, settings: Settings) -> _Batch:
-        """Return a batch whose units in one part are fewer and moved at random."""
+        """Return one part of a batch, its units fewer and moved at random."""
         codes, even, model = batch.codes[part], batch.even[part], batch.model[part]
         lost = torch.rand(batch.size) < settings.missing / len(PARTS)
         kept = (torch.rand(len(codes)) >= settings.dropout) & ~lost[model]
@@ -167,12 +162,11 @@ class IdentityNetwork(nn.Module):
         other = torch.randint(max(len(codes), 1), (2, len(codes)))
         step = (codes[other[0]] - codes[other[1]]) / np.sqrt(2)
         strength = settings.noise * torch.rand(batch.size)[model, None]
-        moved = replace_in(batch.codes, part, codes + strength * step)
         return _Batch(
             batch.size,
-            moved,
-            replace_in(batch.even, part, even),
-            replace_in(batch.model, part, model),
+            {part: codes + strength * step},
+            {part: even},
+            {part: model},
         )
 
     def _sums(self, batch: _Batch, part: str) -> tuple[Tensor, Tensor]:
@@ -289,9 +283,7 @@ def train_identity(
     Raises:
         ValueError: There are fewer than two families with two members each.
     """
-    families = Counter(member.family for member in members)
-    if sum(number > 1 for number in families.values()) < 2:
-        raise ValueError("training needs at least two families with two members each")
+    by_recipe(members)  # before anything is computed: are there enough families?
     torch.manual_seed(settings.seed)
     network = IdentityNetwork(whitened(members, untrained(), WHITENING))
     batches = [batch_of(members[i : i + 256]) for i in range(0, len(members), 256)]
@@ -340,32 +332,71 @@ def numbers_of(names: Sequence[str]) -> Tensor:
 
 def _draws(members: Sequence[Member], settings: Settings) -> Iterator[list[Member]]:
     """Yield batches: twins of one recipe together, two members of each family."""
-    families: dict[str, list[Member]] = {}
-    for member in members:
-        families.setdefault(member.family, []).append(member)
-    recipes: dict[str, list[list[Member]]] = {}
-    for family, known in families.items():
-        if len(known) > 1:
-            recipes.setdefault(known[0].twins or family, []).append(known)
     rng = np.random.default_rng(settings.seed)
-    groups = list(recipes.values())
+    groups = by_recipe(members, least=2)
     for step in range(settings.steps):
+        spread = spread_at(step / settings.steps, curriculum=settings.curriculum)
         batch: list[Member] = []
         for place in rng.permutation(len(groups)):
             for family in groups[place]:
-                batch += _two(family, step / settings.steps, settings, rng)
+                batch += two_of(family, spread, rng)
             if len(batch) >= 2 * settings.families:
                 break
         yield batch
 
 
-def _two(
-    family: Sequence[Member], progress: float, settings: Settings, rng: np.random.Generator
-) -> list[Member]:
-    """Return two members, simple ones first as training begins."""
-    chances = np.ones(len(family))
-    if settings.curriculum:
-        complexity = np.array([member.complexity for member in family])
-        chances = np.exp(-(complexity - complexity.min()) / (0.5 + 4 * progress))
-    chosen = rng.choice(len(family), 2, replace=False, p=chances / chances.sum())
+class Trainee(Protocol):
+    """What is known of a model that is trained on, whatever is shown of it."""
+
+    @property
+    def family(self) -> str:
+        """Models of one family descend from one trained ancestor."""
+
+    @property
+    def twins(self) -> str:
+        """Other seeds of one recipe have the same."""
+
+    @property
+    def complexity(self) -> float:
+        """How hard it is to tell."""
+
+
+AnyTrainee = TypeVar("AnyTrainee", bound=Trainee)
+
+
+def by_recipe(trainees: Sequence[AnyTrainee], *, least: int = 1) -> list[list[list[AnyTrainee]]]:
+    """Return the families of each recipe, those with few members left out.
+
+    Args:
+        trainees: Models of many families.
+        least: Members that a family needs.
+
+    Raises:
+        ValueError: There are fewer than two families with two members each.
+    """
+    families: dict[str, list[AnyTrainee]] = {}
+    for trainee in trainees:
+        families.setdefault(trainee.family, []).append(trainee)
+    if sum(len(known) > 1 for known in families.values()) < 2:
+        raise ValueError("training needs at least two families with two members each")
+    recipes: dict[str, list[list[AnyTrainee]]] = {}
+    for family, known in families.items():
+        if len(known) >= least:
+            recipes.setdefault(known[0].twins or family, []).append(known)
+    return list(recipes.values())
+
+
+def spread_at(progress: float, *, curriculum: bool) -> float:
+    """Return c of the curriculum, from .5 as training begins to 4.5; without one all are alike."""
+    return 0.5 + 4 * progress if curriculum else float("inf")
+
+
+def two_of(
+    family: Sequence[AnyTrainee], spread: float, rng: np.random.Generator
+) -> list[AnyTrainee]:
+    """Return two members of a family, or the only one, with p ∝ exp(−complexity / spread)."""
+    complexity = np.array([trainee.complexity for trainee in family])
+    chances = np.exp(-(complexity - complexity.min()) / spread)
+    number = min(len(family), 2)
+    chosen = rng.choice(len(family), number, replace=False, p=chances / chances.sum())
     return [family[place] for place in chosen]
