@@ -28,7 +28,7 @@ from embedder.identity import IdentityCoder
 from embedder.symmetry import flipped, permuted, rescaled, rotated
 from embedder.training import Settings, train_identity
 from embedder.zoo.shards import Zoo, open_zoo
-from lineage.evaluate_commands import METHODS, scores_of
+from lineage.evaluate_commands import METHODS, scores_of, show
 
 LEFT_OUT = Split(kind="rnn", task="textures8", operation="prune")
 """What one training never sees; chosen before any was run."""
@@ -54,9 +54,10 @@ def as_rows(cells: list[Cell]) -> list[dict[str, Any]]:
 def methods(zoo: Zoo, task: Task) -> dict[str, Any]:
     """Score every method on the same queries."""
     found = {}
+    shown = show(zoo, task)
     for method in METHODS:
         start = time.process_time()
-        cells = score(task, scores_of(method, zoo, task, shipped_coder()))
+        cells = score(task, scores_of(method, shown, shipped_coder()))
         found[method] = {"cells": as_rows(cells), "cpu_seconds": round(time.process_time() - start)}
         print(method, [(c.low, c.first, c.queries) for c in cells if c.group == "all"], flush=True)
     return found
@@ -72,8 +73,9 @@ def left_out(zoo: Zoo, relatives: list[Relative]) -> dict[str, Any]:
     for way in ("kind", "task", "operation"):
         tests = [LEFT_OUT.left_out(relative.row)[way] for relative in relatives]
         task = task_of(relatives, tests)
+        shown = show(zoo, task)
         for method in ("encoder", "encoder, matched"):
-            scores = scores_of(method, zoo, task, coder)
+            scores = scores_of(method, shown, coder)
             cells = score(task, scores, ["left out"] * len(task.queries))
             found[f"{way} {getattr(LEFT_OUT, way)}: {method}"] = as_rows(
                 [cell for cell in cells if cell.group == "left out"]

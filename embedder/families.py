@@ -49,22 +49,15 @@ class Relative:
         return self.row["role"] in ("child", "copy") and self.row["id"] != self.row["family"]
 
 
-def relatives_of(
-    zoo: Zoo,
-    wanted: Callable[[Row], bool] = lambda row: True,
-    progress: Callable[[int], None] | None = None,
-) -> list[Relative]:
+def relatives_of(zoo: Zoo, wanted: Callable[[Row], bool] = lambda row: True) -> list[Relative]:
     """Read the models of a zoo and return those that have one ancestor or none.
 
     Args:
         zoo: To read.
         wanted: Says which models; the others are not read.
-        progress: Called with 1 for each model.
     """
     found = []
     for row in zoo:
-        if progress is not None:
-            progress(1)
         chain = list(_chain(zoo, row))
         if row["diverged"] or not wanted(row) or any(r["relation"] == "merge" for r in chain):
             continue

@@ -60,7 +60,7 @@ def _encoder(
     """
     opened = open_zoo(zoo)
     split = Split(folds)
-    relatives = relatives_of(opened)
+    relatives = relatives_of(opened, lambda row: row["role"] == "base" or not split.trains(row))
     task = task_of(relatives, [not split.trains(relative.row) for relative in relatives])
     if not task.queries:
         raise NotFoundError(
@@ -72,45 +72,58 @@ def _encoder(
     found: dict[str, list[Cell]] = {}
     if predictions is not None:
         found[str(predictions)] = score(task, read_predictions(predictions, task))
-    for method in methods or (() if predictions else METHODS):
-        found[method] = score(task, scores_of(method, opened, task, coder))
+    asked = methods or (() if predictions else METHODS)
+    shown = show(opened, task) if asked else ([], [])
+    for method in asked:
+        found[method] = score(task, scores_of(method, shown, coder))
     return output.show(*_answer(found, task, zoo))
 
 
-def scores_of(method: str, zoo: Zoo, task: Task, coder: IdentityCoder) -> Scores:
-    """Return how near each query is to each base by a method, (queries, bases).
+Shown = tuple[dict[str, NDArray[Any]], list[Units]]
+"""Weights and units of a model, as a method is shown them."""
+
+
+def show(zoo: Zoo, task: Task) -> tuple[list[Shown], list[Shown]]:
+    """Return queries and bases as all methods are shown them.
 
     The units of every query are put in another order, scaled and flipped, as far as its design
-    allows, before any method sees it.
+    allows.
+    """
+    queries = [_shown(zoo, r, disguise=number) for number, r in enumerate(task.queries)]
+    return queries, [_shown(zoo, relative) for relative in task.gallery]
+
+
+def scores_of(method: str, shown: tuple[list[Shown], list[Shown]], coder: IdentityCoder) -> Scores:
+    """Return how near each query is to each base by a method, (queries, bases).
+
+    Args:
+        method: One of `METHODS`.
+        shown: What `show` returns.
+        coder: The encoder that is tested.
     """
     name = method.partition(",")[0]
     chosen = {"encoder": coder, "untrained": untrained()}.get(name)
-    seen = [
-        [_seen(zoo, relative, number, disguised) for number, relative in enumerate(part)]
-        for part, disguised in ((task.queries, True), (task.gallery, False))
-    ]
     codes = [
         np.array(
             [chosen.code(units) if chosen else RIVALS[name](w, units) for w, units in part],
             np.float32,
         )
-        for part in seen
+        for part in shown
     ]
     scores = cosines(*(standardised(*codes) if name in STANDARDISED else codes))
     if method == name:
         return scores
-    queries, gallery = ([turned(tokens_of(units), coder) for _, units in part] for part in seen)
+    queries, gallery = ([turned(tokens_of(units), coder) for _, units in part] for part in shown)
     return reranked(scores, queries, gallery)
 
 
-def _seen(
-    zoo: Zoo, relative: Relative, number: int, disguised: bool
-) -> tuple[dict[str, NDArray[Any]], list[Units]]:
-    """Return the weights and units of a model as a method is shown them."""
+def _shown(zoo: Zoo, relative: Relative, disguise: int | None = None) -> Shown:
+    """Return the weights and units of a model, disguised by a seed if one is given."""
     model = relative.row["id"]
-    architecture, rng = zoo.architecture(model), np.random.default_rng(number)
+    architecture = zoo.architecture(model)
     weights: dict[str, NDArray[Any]] = dict(zoo.weights(model))
-    if disguised:
+    if disguise is not None:
+        rng = np.random.default_rng(disguise)
         for change in (rescaled, flipped, permuted):
             weights = change(weights, architecture, rng)
     return weights, anchored(weights, architecture)
