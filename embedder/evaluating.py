@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedder.families import Relative
+from embedder.identity import unit_rows
 
 BINS = (0.0, 0.3, 0.6, 1.0, 2.0)
 """Limits of relative drift between which recall is told apart."""
@@ -128,8 +129,4 @@ def _twins_beaten(task: Task, scores: Scores, own: NDArray[np.float32]) -> NDArr
 
 def cosines(codes: NDArray[np.float32], gallery: NDArray[np.float32]) -> Scores:
     """Return the cosine of each row with each row of the gallery."""
-    first, second = (
-        rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-        for rows in (codes, gallery)
-    )
-    return np.asarray(first @ second.T, np.float32)
+    return np.asarray(unit_rows(codes) @ unit_rows(gallery).T, np.float32)

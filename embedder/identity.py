@@ -136,6 +136,11 @@ class IdentityCoder:
             state.update(np.ascontiguousarray(self.arrays[name]).tobytes())
         return state.hexdigest()
 
+    @cached_property
+    def _wide(self) -> dict[str, NDArray[np.float64]]:
+        """The arrays as they are computed with."""
+        return {name: values.astype(np.float64) for name, values in self.arrays.items()}
+
     def code(self, units: Sequence[Units]) -> NDArray[np.float32]:
         """Return the identity code of a model, (256,) float32 of unit length.
 
@@ -146,20 +151,18 @@ class IdentityCoder:
     def code_of(self, parts: Mapping[str, Tokens]) -> NDArray[np.float32]:
         """Return the identity code of a model whose units are told by part."""
         means = np.concatenate([self._mean(part, parts[part]) for part in PARTS])
-        code = np.asarray(self.arrays["projection"].astype(np.float64) @ means)
+        code = self._wide["projection"] @ means
         return np.asarray(code / max(float(np.linalg.norm(code)), 1e-12), np.float32)
 
     def _mean(self, part: str, tokens: Tokens) -> Array:
         """Return what a part adds to the code: centred, of unit length, times its weight."""
-        centre = self.arrays[f"{part}/centre"].astype(np.float64)
+        centre = self._wide[f"{part}/centre"]
         if len(tokens.even) == 0:
             return np.zeros(len(centre))
-        turn, frequencies = (
-            self.arrays[f"{part}/{name}"].astype(np.float64) for name in ("turn", "frequencies")
-        )
+        turn, frequencies = (self._wide[f"{part}/{name}"] for name in ("turn", "frequencies"))
         mean = features(part, tokens, turn, frequencies).mean(axis=0) - centre
         length = max(float(np.linalg.norm(mean)), 1e-12)
-        return np.asarray(mean / length * float(self.arrays[f"{part}/weight"]))
+        return np.asarray(mean / length * float(self._wide[f"{part}/weight"]))
 
     @classmethod
     def load(cls, path: Path) -> "IdentityCoder":
@@ -185,9 +188,9 @@ def features(part: str, tokens: Tokens, turn: Array, frequencies: Array) -> Arra
     """Return the features of each unit, (units, 256)."""
     turned = tokens.codes.astype(np.float64) @ turn
     if part in PAIR_PARTS:
-        read, reach = (_unit(half) for half in np.split(turned, 2, axis=1))
+        read, reach = (unit_rows(half) for half in np.split(turned, 2, axis=1))
         return np.asarray((read @ frequencies[:WIDTH]) * (reach @ frequencies[WIDTH:]))
-    phase = _unit(turned) @ frequencies
+    phase = unit_rows(turned) @ frequencies
     sines = np.where(tokens.even[:, None], 0, np.sin(phase))
     return np.concatenate([np.cos(phase), sines], axis=1)
 
@@ -215,7 +218,7 @@ def untrained(bandwidth: float = 0.8) -> IdentityCoder:
     return IdentityCoder({name: values.astype(np.float32) for name, values in arrays.items()})
 
 
-def _unit(codes: Array) -> Array:
-    """Return rows of unit length."""
+def unit_rows(codes: Array) -> Array:
+    """Return rows of unit length; rows of zeros stay zeros."""
     lengths = np.linalg.norm(codes, axis=1, keepdims=True)
     return np.asarray(codes / np.maximum(lengths, 1e-12))

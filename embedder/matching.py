@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from embedder.identity import KERNEL_PARTS, IdentityCoder, Tokens
+from embedder.identity import KERNEL_PARTS, IdentityCoder, Tokens, unit_rows
 
 MOST = 512
 """Units of a part that are matched; the assignment of so many takes about 20 ms."""
@@ -25,8 +25,7 @@ def turned(parts: Mapping[str, Tokens], coder: IdentityCoder) -> dict[str, Token
     found = {}
     for part in KERNEL_PARTS:
         codes = parts[part].codes[:MOST] @ coder.arrays[f"{part}/turn"]
-        lengths = np.maximum(np.linalg.norm(codes, axis=1, keepdims=True), 1e-12)
-        found[part] = Tokens((codes / lengths).astype(np.float32), parts[part].even[:MOST])
+        found[part] = Tokens(unit_rows(codes).astype(np.float32), parts[part].even[:MOST])
     return found
 
 

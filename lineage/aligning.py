@@ -24,6 +24,7 @@ from embedder.checkpoint import Checkpoint, Tensor, tensor_of
 from embedder.coding import shipped_coder
 from embedder.describing import describe
 from embedder.errors import ArchitectureError
+from embedder.identity import unit_rows
 from embedder.symmetry import multiplied, reordered
 from embedder.units import Gauge
 from lineage.chance import Chance
@@ -208,8 +209,8 @@ class Match:
         arrays = shipped_coder().arrays
         read = arrays["first read/turn" if first else "deep read/turn"]
         reach = arrays["last reach/turn" if last else "deep reach/turn"]
-        self._below = _cosines(ours.forward @ read, theirs.forward @ read)
-        self._above = _cosines(ours.backward @ reach, theirs.backward @ reach)
+        self._below = unit_rows(ours.forward @ read) @ unit_rows(theirs.forward @ read).T
+        self._above = unit_rows(ours.backward @ reach) @ unit_rows(theirs.backward @ reach).T
         self.even = ours.gauge is Gauge.SIGN
         self.units = len(ours.read)
 
@@ -260,14 +261,6 @@ def _partners(cosines: Values) -> NDArray[np.intp]:
     from scipy.optimize import linear_sum_assignment  # half a second, for few pairs
 
     return np.asarray(linear_sum_assignment(-cosines)[1])
-
-
-def _cosines(first: Values, second: Values) -> Values:
-    one, other = (
-        rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-        for rows in (first, second)
-    )
-    return np.asarray(one @ other.T)
 
 
 def _undone(
