@@ -289,18 +289,14 @@ class _Pass:
         codes, tensors = self._code(step.source), step.tensors
         if self._architecture.steps.index(step) in self._normed:
             codes = codes - self._before[step.source]
-        factor = np.ones((len(codes), 1))
+        factor = norm_factor(step, self._values)
         centred = step.kind == "layer"
         if step.kind == "batch":
             codes = codes - self._vector(tensors.get("mean"))
-            if "variance" in tensors:
-                variance = self._values(tensors["variance"]).reshape(-1, 1)
-                factor = factor / np.sqrt(np.abs(variance) + step.epsilon)
         else:
             codes = codes - codes.mean(axis=0) if centred else codes
-            factor = factor / max(float(np.sqrt(np.mean(np.sum(codes**2, axis=1)))), 1e-300)
-        if "gain" in tensors:
-            factor = factor * self._values(tensors["gain"]).reshape(-1, 1)
+            length = float(np.sqrt(np.mean(np.sum(codes**2, axis=1))))
+            factor = factor * (1 / max(length, 1e-300))
 
         def pull(back: Array) -> Array:
             back = factor * back
@@ -400,6 +396,22 @@ class _Pass:
         """Return what heads write, as heads × out × channels."""
         out, _ = self._matrix(step, "output")
         return out[:, :, 0].reshape(len(out), -1, channels).transpose(1, 0, 2)
+
+
+def norm_factor(norm: Step, values: Callable[[str], Array]) -> Array:
+    """Return what a norm multiplies each unit by, but for statistics over units, (units or 1, 1).
+
+    Args:
+        norm: The step.
+        values: Gives the values of a tensor by name.
+    """
+    factor = np.ones((1, 1))
+    if norm.kind == "batch" and "variance" in norm.tensors:
+        variance = values(norm.tensors["variance"]).reshape(-1, 1)
+        factor = factor / np.sqrt(np.abs(variance) + norm.epsilon)
+    if "gain" in norm.tensors:
+        factor = factor * values(norm.tensors["gain"]).reshape(-1, 1)
+    return factor
 
 
 def _norms_of_one(architecture: Architecture) -> Iterator[int]:

@@ -14,7 +14,7 @@ from itertools import zip_longest
 import numpy as np
 from numpy.typing import NDArray
 
-from embedder.anchors import Units, anchored
+from embedder.anchors import Units, anchored, norm_factor
 from embedder.architecture import Architecture, Op, Step
 from embedder.errors import ArchitectureError
 from embedder.matrices import as_matrix
@@ -162,7 +162,9 @@ def _edges(
         if step.op is Op.LINEAR and known:
             kernels = _kernels(weights, architecture, step)
             if after is not None and after.op is Op.NORM and after.target == step.target:
-                kernels = kernels * _factor_of_norm(weights, after)
+                # The gain carries the scale of the units, not the weights that come before it.
+                factor = norm_factor(after, lambda name: np.asarray(weights[name], np.float64))
+                kernels = kernels * factor[:, :, None]
             yield _between(kernels, step, places, "linear")
         elif step.op is Op.UNITWISE and known:
             kernel = weights[step.tensors["weight"]].reshape(len(places[step.source][1].read), -1)
@@ -174,20 +176,6 @@ def _edges(
             if known:
                 yield _between(_kernels(weights, architecture, step), step, places, "linear")
     yield from _paths(weights, architecture, places)
-
-
-def _factor_of_norm(weights: Mapping[str, NDArray[np.floating]], norm: Step) -> NDArray[np.float64]:
-    """Return what a norm multiplies each unit by, (units, 1, 1), before the unit is read.
-
-    The norm's gain carries the scale of its units, not the weights that come before it.
-    """
-    factor = np.ones(1)
-    if norm.kind == "batch" and "variance" in norm.tensors:
-        variance = np.asarray(weights[norm.tensors["variance"]], np.float64).ravel()
-        factor = factor / np.sqrt(np.abs(variance) + norm.epsilon)
-    if "gain" in norm.tensors:
-        factor = factor * np.asarray(weights[norm.tensors["gain"]], np.float64).ravel()
-    return factor[:, None, None]
 
 
 def _paths(
