@@ -1,6 +1,6 @@
 """Units that are followed through a graph, and the values that carry them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from embedder.errors import ArchitectureError
@@ -42,6 +42,10 @@ class Value:
     def is_single(self, place: int) -> bool:
         """Say whether it certainly has one place on an axis, counted from the end."""
         return self.shape is not None and (len(self.shape) + place < 0 or self.shape[place] == 1)
+
+    def without(self, places: Collection[int], shape: tuple[int | None, ...] | None) -> "Value":
+        """Return a value of a shape, with the units of this one on all but some of its axes."""
+        return Value({p: u for p, u in self.labels.items() if p not in places}, shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +134,25 @@ class FollowedUnits:
         for place in value.labels if places is None else places:
             if place in value.labels:
                 self.units[self.find(value.labels[place].units)].named = True
+
+    def keep_changed(
+        self, value: Value, shape: tuple[int | None, ...], *, ordered: bool
+    ) -> list[int]:
+        """Give the units of axes that were cut or made longer a meaning, and return these axes.
+
+        Args:
+            value: What was cut, of known shape.
+            shape: What came of it, of as many axes.
+            ordered: Whether places that are left stand as they did; if not, all axes are kept.
+        """
+        before = value.shape or ()
+        changed = [
+            place
+            for place in value.labels
+            if not ordered or shape[place] is None or shape[place] != before[place]
+        ]
+        self.keep(value, changed)
+        return changed
 
     def fix(self, value: Value, *, sign: bool = True, scale: bool = True) -> None:
         """Take away the scale, the sign or both of a value's units."""

@@ -111,12 +111,8 @@ class AxisRules(GraphValues):
             return self.kept(node)
         axis = attribute_of(node, "axis", 0)
         at = axis - len(shape) if axis >= 0 else axis
-        for value in values:
-            self.tracer.keep(value, [at])
-        others = [
-            Value({p: u for p, u in value.labels.items() if p != at}, value.shape)
-            for value in values
-        ]
+        self.tracer.keep_all(values, at)
+        others = [value.without([at], value.shape) for value in values]
         return self.joined(node, others)
 
     def cut(self, node: "onnx.NodeProto") -> Known:
@@ -127,19 +123,11 @@ class AxisRules(GraphValues):
         value = self.value(node)
         if value.shape is None or shape is None or len(shape) != len(value.shape):
             return self.kept(node)
-        changed = [
-            place
-            for place in value.labels
-            if shape[place] is None or shape[place] != value.shape[place]
-        ]
-        if not self.keeps_order(node):
-            changed = list(value.labels)
-        self.tracer.keep(value, changed)
+        changed = self.tracer.keep_changed(value, shape, ordered=self.keeps_order(node))
         zero = attribute_of(node, "value", 0.0) == 0 and self.is_zero(node, 2)
         if node.op_type == "Pad" and not zero:
             self.tracer.fix(value)
-        labels = {place: u for place, u in value.labels.items() if place not in changed}
-        return Value(labels, shape)
+        return value.without(changed, shape)
 
     def keeps_order(self, node: "onnx.NodeProto") -> bool:
         """Say whether places that are left certainly stand as they did."""

@@ -74,12 +74,8 @@ class AxisRules(Values):
             return self.kept(node)
         axis = int(self.model.option(node, "ConcatenationOptions", "Axis"))
         at = axis - len(shape) if axis >= 0 else axis
-        for value in values:
-            self.tracer.keep(value, [at])
-        others = [
-            Value({p: u for p, u in value.labels.items() if p != at}, value.shape)
-            for value in values
-        ]
+        self.tracer.keep_all(values, at)
+        others = [value.without([at], value.shape) for value in values]
         return Value(self.tracer.joined(others), shape)
 
     def cut(self, node: Node) -> Known:
@@ -88,18 +84,10 @@ class AxisRules(Values):
         value, shape = self.value(node, at), self.shape(node)
         if value.shape is None or shape is None or len(shape) != len(value.shape):
             return self.kept(node)
-        changed = [
-            place
-            for place in value.labels
-            if shape[place] is None or shape[place] != value.shape[place]
-        ]
-        if not self.keeps_order(node):
-            changed = list(value.labels)
-        self.tracer.keep(value, changed)
+        changed = self.tracer.keep_changed(value, shape, ordered=self.keeps_order(node))
         if node.op == "PADV2":
             self.tracer.fix(value)
-        labels = {place: u for place, u in value.labels.items() if place not in changed}
-        return Value(labels, shape)
+        return value.without(changed, shape)
 
     def keeps_order(self, node: Node) -> bool:
         """Say whether places that are left certainly stand as they did."""
