@@ -3,7 +3,8 @@
 Three levels. *Micro*: each unit gets random features of its codes, which training then moves, and
 hears from the units that feed it and that it feeds, by attention. *Meso*: the units of a layer
 become one token (`embedder.pooling`), with numbers of the layer as a whole. *Macro*: the tokens of
-a network attend to each other. The code joins what the three levels say.
+a network attend to each other; their mean and the last one, that of the outputs, are kept. The code
+joins what the three levels say.
 
 Its input has neither order nor scale (`embedder.graph`), so nothing in here has to be equivariant
 by design beyond what every graph network is. Where a unit may change its sign, its codes enter as
@@ -17,20 +18,15 @@ Sources:
     2007, NeurIPS; learned ones: Li et al. 2021, NeurIPS.
 """
 
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from hashlib import blake2b
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch_geometric.data import Batch
+from torch_geometric.data import Batch, Data
 from torch_geometric.nn import GATv2Conv, GINEConv
 from torch_geometric.nn.aggr import AttentionalAggregation
 from torch_geometric.utils import dropout_edge, subgraph
@@ -38,11 +34,9 @@ from torch_geometric.utils import dropout_edge, subgraph
 from embedder.anchors import WIDTH
 from embedder.architecture import Architecture
 from embedder.encoder_input import LAYER_NUMBERS, NODE_NUMBERS, batch_of, graph_data
-from embedder.errors import MalformedError, NotFoundError
 from embedder.graph import EDGE_FEATURES, weight_graph
 from embedder.pooling import POOLINGS, Nodes, pooling_of
 
-FORMAT = "lineage/function-encoder/1"
 DIMENSION = 128
 """Numbers of a code."""
 LEVELS = ("micro", "meso", "macro")
@@ -64,6 +58,7 @@ class EncoderConfig:
         anchors: Whether units have codes, or only numbers.
         gauge: Whether scales and signs are taken out of the graph.
         attention: Whether messages are weighed by attention, or all alike.
+        dropout: Share of what the dense parts hold that training leaves out.
         node_dropout: Share of units that training leaves out.
         edge_dropout: Share of edges that training leaves out. Half of them also halves the time.
         noise: Largest length of what training adds to a code of unit length, drawn as codes vary.
@@ -83,6 +78,7 @@ class EncoderConfig:
     anchors: bool = True
     gauge: bool = True
     attention: bool = True
+    dropout: float = 0.1
     node_dropout: float = 0.1
     edge_dropout: float = 0.5
     noise: float = 1.0
@@ -98,7 +94,9 @@ class EncoderConfig:
                 f"width {self.width}, rounds {self.rounds}, heads {self.heads}; the width must be "
                 "a multiple of the heads, and none may be negative"
             )
-        if not (0 <= self.node_dropout < 1 and 0 <= self.edge_dropout < 1):
+        if not all(
+            0 <= share < 1 for share in (self.dropout, self.node_dropout, self.edge_dropout)
+        ):
             raise ValueError("a dropout is a share below 1")
         if self.noise < 0:
             raise ValueError(f"noise {self.noise}; it is a length, 0 for none")
@@ -141,6 +139,7 @@ class Encoder(nn.Module):
         width = config.width
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
+            self.of_units, self.of_layers = Standard(NODE_NUMBERS), Standard(LAYER_NUMBERS)
             self.units = _UnitFeatures(config)
             self.rounds = nn.ModuleList(_Round(config) for _ in range(config.rounds))
             self.all_units = AttentionalAggregation(nn.Linear(width, 1))
@@ -151,11 +150,25 @@ class Encoder(nn.Module):
             self.token_norm = nn.LayerNorm(width)
             self.between = nn.MultiheadAttention(width, config.heads, batch_first=True)
             self.between_norm = nn.LayerNorm(width)
-            self.join = nn.Sequential(
-                nn.Linear(len(config.levels) * width, 2 * DIMENSION),
+            self.after = nn.Sequential(
+                nn.Linear(width, 2 * width),
                 nn.GELU(),
+                nn.Dropout(config.dropout),
+                nn.Linear(2 * width, width),
+            )
+            self.after_norm = nn.LayerNorm(width)
+            said = sum(2 if level == "macro" else 1 for level in config.levels)
+            self.join = nn.Sequential(
+                nn.Linear(said * width, 2 * DIMENSION),
+                nn.GELU(),
+                nn.Dropout(config.dropout),
                 nn.Linear(2 * DIMENSION, DIMENSION),
             )
+
+    def standardise(self, graphs: Sequence[Data]) -> None:
+        """Take mean and spread of all numbers from some graphs, before training."""
+        for standard, name in ((self.of_units, "numbers"), (self.of_layers, "layers")):
+            standard.fit(torch.cat([graph[name] for graph in graphs]))
 
     def forward(self, batch: Batch) -> Encoded:
         """Return the codes of a batch of graphs (`embedder.encoder_input.batch_of`)."""
@@ -166,14 +179,14 @@ class Encoder(nn.Module):
         edges, numbers = subgraph(
             kept, batch.edge_index, batch.edge_attr, relabel_nodes=True, num_nodes=len(kept)
         )
-        features = self._exchange(self.units(batch)[kept], edges, numbers)
+        features = self._exchange(self._units(batch)[kept], edges, numbers)
         graphs = int(batch.num_graphs)
         nodes = Nodes(
             features,
             layer[kept],
             batch.batch[kept],
             edges,
-            batch.layers,
+            self.of_layers(batch.layers),
             batch.layers_batch,
             graphs,
         )
@@ -183,7 +196,11 @@ class Encoder(nn.Module):
 
     def nodes(self, batch: Batch) -> Tensor:
         """Return the features of all units after the exchange of messages, (nodes, width)."""
-        return self._exchange(self.units(batch), batch.edge_index, batch.edge_attr)
+        return self._exchange(self._units(batch), batch.edge_index, batch.edge_attr)
+
+    def _units(self, batch: Batch) -> Tensor:
+        found: Tensor = self.units(batch, self.of_units(batch.numbers))
+        return found
 
     def _exchange(self, features: Tensor, edges: Tensor, numbers: Tensor) -> Tensor:
         for number, exchange in enumerate(self.rounds):
@@ -201,10 +218,13 @@ class Encoder(nn.Module):
         heard, _ = self.between(
             features, features, features, key_padding_mask=~tokens.there, need_weights=False
         )
+        heard = self.between_norm(features + heard)
+        heard = self.after_norm(heard + self.after(heard))
+        last = heard[torch.arange(nodes.graphs), tokens.there.sum(dim=1) - 1]
         said = {
             "micro": self.all_units(nodes.features, nodes.graph, dim_size=nodes.graphs),
             "meso": _mean(features, tokens.there),
-            "macro": _mean(self.between_norm(features + heard), tokens.there),
+            "macro": torch.cat([_mean(heard, tokens.there), last], dim=1),
         }
         return said, tokens.loss
 
@@ -224,65 +244,27 @@ class Encoder(nn.Module):
         self.train(was)
         return np.asarray(found.numpy(), np.float32)
 
-    @property
-    def version(self) -> str:
-        """Names this encoder: codes of different ones cannot be compared."""
-        state = blake2b(json.dumps(asdict(self.config)).encode(), digest_size=6)
-        for name, values in sorted(self.state_dict().items()):
-            state.update(name.encode() + values.detach().numpy().tobytes())
-        return state.hexdigest()
 
-    def save(self, path: Path) -> None:
-        """Write the encoder to a safetensors file."""
-        tensors = {name: values.contiguous() for name, values in self.state_dict().items()}
-        metadata = {"format": FORMAT, "config": json.dumps(asdict(self.config))}
-        save_file(tensors, path, metadata=metadata)
+class Standard(nn.Module):
+    """Numbers against their mean and spread, at most 5 spreads away.
 
-    @classmethod
-    def load(cls, path: Path) -> "Encoder":
-        """Read an encoder that was saved; it is ready to encode.
+    Args:
+        size: How many there are.
+    """
 
-        Raises:
-            NotFoundError: There is no such file.
-            MalformedError: It holds no encoder, or one of another version of this program.
-        """
-        config, tensors = _read(path)
-        try:
-            encoder = cls(EncoderConfig(**{**config, "levels": tuple(config["levels"])}))
-            encoder.load_state_dict(tensors)
-        except (TypeError, KeyError, ValueError, RuntimeError) as error:
-            raise MalformedError(path, "is an encoder of another version", _CURE) from error
-        if not all(torch.isfinite(values).all() for values in tensors.values()):
-            raise MalformedError(path, "holds values that are NaN or infinite", _CURE)
-        return encoder.eval()
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.mean, self.spread = nn.Buffer(torch.zeros(size)), nn.Buffer(torch.ones(size))
 
+    def fit(self, values: Tensor) -> None:
+        """Take mean and spread of these, (many, size)."""
+        self.mean.copy_(values.mean(dim=0))
+        # A number that hardly varies would tell rounding errors.
+        self.spread.copy_(values.std(dim=0).clamp(min=0.05))
 
-_CURE = "train it anew"
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return configuration and tensors of an encoder's file."""
-    if not path.exists():
-        raise NotFoundError(path, "no such file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise MalformedError(path, f"holds no encoder: {error}") from error
-    found = metadata.get("format", "")
-    if found != FORMAT:
-        if found.startswith(FORMAT.rpartition("/")[0] + "/"):
-            problem = f"is an encoder of another version: {found}, not {FORMAT}"
-            raise MalformedError(path, problem, _CURE)
-        raise MalformedError(path, "holds no function encoder")
-    try:
-        config = json.loads(metadata["config"])
-    except (KeyError, json.JSONDecodeError) as error:
-        raise MalformedError(path, "does not say what its encoder is made of", _CURE) from error
-    if not isinstance(config, dict):
-        raise MalformedError(path, "does not say what its encoder is made of", _CURE)
-    return config, tensors
+    def forward(self, values: Tensor) -> Tensor:
+        """Return the numbers in spreads from the mean."""
+        return ((values - self.mean) / self.spread).clamp(-5, 5)
 
 
 class _UnitFeatures(nn.Module):
@@ -300,8 +282,8 @@ class _UnitFeatures(nn.Module):
         self.mix = nn.Linear(size, config.width)
         self.norm = nn.LayerNorm(config.width)
 
-    def forward(self, batch: Batch) -> Tensor:
-        found = [batch.numbers]
+    def forward(self, batch: Batch, numbers: Tensor) -> Tensor:
+        found = [numbers]
         if self.anchors:
             odd = ~batch.even[:, None]
             code, back = batch.read, batch.reach

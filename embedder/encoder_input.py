@@ -18,8 +18,8 @@ Array: TypeAlias = NDArray[np.float64]
 NODE_NUMBERS = SCALARS + SPECTRUM
 _LEADING = 8
 """Singular values kept of a layer; three of four layers in the zoo have 10 units or more."""
-LAYER_NUMBERS = 6 + _LEADING + len(NODE_KINDS)
-_STRENGTH, _OWN, _DEPTH, _SIZE, _EVEN = range(5)
+LAYER_NUMBERS = 14 + _LEADING + len(NODE_KINDS)
+_STRENGTH, _OWN, _DEPTH, _SIZE, _EVEN, _LEVEL, _CONSTANT = range(7)
 """Columns of a node's scalars, as `embedder.graph` puts them."""
 
 
@@ -27,8 +27,8 @@ def graph_data(graph: WeightGraph) -> Data:
     """Return a weight graph as torch-geometric wants it.
 
     Returns:
-        With `read`, `reach` (nodes, 64) codes; `numbers` (nodes, 22) scalars and spectra; `even`
-        (nodes,) whether a code stands for its negative too; `layer` (nodes,); `layers` (layers, 18)
+        With `read`, `reach` (nodes, 64) codes; `numbers` (nodes, 24) scalars and spectra; `even`
+        (nodes,) whether a code stands for its negative too; `layer` (nodes,); `layers` (layers, 26)
         as `layer_numbers` gives them; `edge_index` (2, edges) and `edge_attr` (edges, 7).
 
     Example:
@@ -39,7 +39,7 @@ def graph_data(graph: WeightGraph) -> Data:
         >>> graph = weight_graph({"a": np.ones((5, 3)), "b": np.ones((2, 5))}, mlp)
         >>> data = graph_data(graph)
         >>> data.num_nodes, tuple(data.numbers.shape), tuple(data.layers.shape)
-        (7, (7, 22), (2, 18))
+        (7, (7, 24), (2, 26))
     """
     numbers = np.concatenate([graph.scalars, graph.spectra], axis=1)
     return Data(
@@ -64,27 +64,39 @@ def layer_numbers(graph: WeightGraph) -> Array:
     """Return what each layer is like as a whole.
 
     Returns:
-        (layers, 18): log of its size, depth from 0 to 1, spread of its units' strengths, spread of
-        how much they read, effective rank of what they read and of what they do (of 64), the eight
-        leading singular values of what they read, weighed by strength, over the norm of all; then
-        the share of each kind of node.
+        (layers, 26): log of its size, depth from 0 to 1, log of its mean strength, spread of its
+        units' strengths and the largest, spread of how much they read, mean and spread of their
+        cosines with the constant input, how alike they are in what they read and in what they do
+        (lengths of the mean codes, 0 where codes stand for their negatives too), mean size of the
+        edges into them and log of the fourth moment, effective rank of what they read and of what
+        they do (of 64), the eight leading singular values of what they read, weighed by strength,
+        over the norm of all; then the share of each kind of node.
 
     Source:
         Effective rank, exp(entropy of the squared singular values): Roy and Vetterli 2007, EUSIPCO.
     """
     starts = np.searchsorted(graph.layer, np.arange(int(graph.layer.max()) + 2))
+    edges = _edge_numbers(graph, len(starts) - 1)
     found = []
-    for start, end in pairwise(starts):
+    for number, (start, end) in enumerate(pairwise(starts)):
         scalars = graph.scalars[start:end].astype(np.float64)
         read, reach = graph.forward[start:end], graph.backward[start:end]
         strength = np.exp(scalars[:, _STRENGTH : _STRENGTH + 1])
         weighed = np.sqrt(_squares(read * strength)[:_LEADING])
+        odd = float(scalars[0, _EVEN] == 0)
         found.append(
             [
                 scalars[0, _SIZE],
                 scalars[0, _DEPTH],
+                scalars[0, _LEVEL],
                 scalars[:, _STRENGTH].std(),
+                scalars[:, _STRENGTH].max(),
                 scalars[:, _OWN].std(),
+                scalars[:, _CONSTANT].mean(),
+                scalars[:, _CONSTANT].std(),
+                odd * float(np.linalg.norm(read.mean(axis=0))),
+                odd * float(np.linalg.norm(reach.mean(axis=0))),
+                *edges[number],
                 _effective_rank(_squares(read)),
                 _effective_rank(_squares(reach)),
                 *np.pad(weighed, (0, _LEADING - len(weighed))),
@@ -92,6 +104,15 @@ def layer_numbers(graph: WeightGraph) -> Array:
             ]
         )
     return np.array(found)
+
+
+def _edge_numbers(graph: WeightGraph, layers: int) -> Array:
+    """Return mean size and log of the fourth moment of the edges into each layer, (layers, 2)."""
+    into = graph.layer[graph.edges[1]]
+    sizes = graph.edge_features[:, 1].astype(np.float64)
+    count = np.maximum(np.bincount(into, minlength=layers), 1)
+    mean, fourth = (np.bincount(into, sizes**k, minlength=layers) / count for k in (1, 4))
+    return np.stack([mean, np.log1p(fourth)], axis=1)
 
 
 def _squares(codes: NDArray[np.floating]) -> Array:

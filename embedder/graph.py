@@ -9,13 +9,14 @@ sides of one is tied by the product of the weights along the stream, as a path.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import zip_longest
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embedder.anchors import Units, anchored, norm_factor
-from embedder.architecture import Architecture, Op, Step
+from embedder.anchors import WIDTH, Units, anchored, norm_factor
+from embedder.architecture import Architecture, Builder, Op, Step
 from embedder.errors import ArchitectureError
 from embedder.matrices import as_matrix
 from embedder.tucker import SPECTRUM
@@ -28,7 +29,7 @@ MOST_EDGES = 200_000
 
 NODE_KINDS = ("hidden", "output", "head", "gate")
 EDGE_ROLES = ("linear", "recurrent", "unitwise", "path")
-SCALARS = 5 + len(NODE_KINDS)
+SCALARS = 7 + len(NODE_KINDS)
 EDGE_FEATURES = 3 + len(EDGE_ROLES)
 
 
@@ -39,9 +40,11 @@ class WeightGraph:
     Args:
         forward: (nodes, 64) what units read, of unit length.
         backward: (nodes, 64) what units do, of unit length.
-        scalars: (nodes, 9) log ‖F‖‖B‖ against the mean of its layer, the same of ‖F‖ where it may
+        scalars: (nodes, 11) log ‖F‖‖B‖ against the mean of its layer, the same of ‖F‖ where it may
             not be scaled, depth from 0 to 1, log of the layer's size, whether a code stands for its
-            negative too; then one-hot: kind of the node.
+            negative too, log of the mean of its layer, cosine of what it reads with the constant
+            input (its size, where a code stands for its negative too); then one-hot: kind of the
+            node.
         spectra: (nodes, 13) of heads, what their scores are like (`embedder.tucker`); else zeros.
         layer: (nodes,) which layer a node is in, counted in the order of the forward pass.
         edges: (2, edges) source and target.
@@ -125,20 +128,40 @@ def _spectra(group: Units) -> Array:
 
 
 def _scalars(group: Units, steps: int) -> Array:
-    """Return the numbers of each unit that are no codes, (units, 9)."""
+    """Return the numbers of each unit that are no codes, (units, 11)."""
     strength = _against_mean(group.read * group.reach)
     # Where a unit has no scale of its own, how much it reads is a fact about it.
     own = np.zeros_like(strength) if group.scaled else _against_mean(group.read)
+    constant = group.forward @ _constant_input()
+    if group.gauge is Gauge.SIGN:
+        constant = np.abs(constant)
     kind = "head" if group.heads else "gate" if group.gates else "hidden"
     kind = "output" if group.gauge is Gauge.NAMED else kind
     same = [
         (group.depth + 1) / steps,
         np.log(max(len(strength), 1)),
         float(group.gauge is Gauge.SIGN),
-        *(float(kind == name) for name in NODE_KINDS),
+        _log_mean(group),
     ]
-    shared = np.tile(np.array(same, np.float32), (len(strength), 1))
-    return np.concatenate([np.stack([strength, own], axis=1), shared], axis=1).astype(np.float32)
+    shared = np.tile(same, (len(strength), 1))
+    kinds = np.tile([float(kind == name) for name in NODE_KINDS], (len(strength), 1))
+    return np.column_stack([strength, own, shared, constant, kinds]).astype(np.float32)
+
+
+@cache
+def _constant_input() -> NDArray[np.float64]:
+    """Return the direction of what a unit reads that has a bias and nothing else, (64,)."""
+    builder = Builder("constant").input("in", 1)
+    network = builder.linear("weight", "in", "out", 1, bias="bias", named=True).build()
+    (out,) = anchored({"weight": np.zeros((1, 1)), "bias": np.ones(1)}, network)
+    return np.asarray(out.forward[0])
+
+
+def _log_mean(group: Units) -> float:
+    """Return the log of ‖F‖‖B‖, its mean over a layer, as if anchors were of unit length."""
+    alone = not group.reach.any()  # heads and gates do nothing that has a code
+    mean = float((group.read if alone else group.read * group.reach).mean())
+    return float(np.log(max(mean, 1e-9) / (np.sqrt(WIDTH) if alone else WIDTH)))
 
 
 def _against_mean(lengths: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -36,7 +36,7 @@ class Nodes(NamedTuple):
         layer: (nodes,) which layer of the batch.
         graph: (nodes,) which network of the batch.
         edges: (2, edges).
-        layers: (layers, 18) numbers of each layer.
+        layers: (layers, 26) numbers of each layer.
         layer_graph: (layers,) which network a layer is in.
         graphs: How many networks.
     """
@@ -55,7 +55,7 @@ class Tokens(NamedTuple):
 
     Args:
         features: (networks, tokens, width).
-        numbers: (networks, tokens, 18).
+        numbers: (networks, tokens, 26).
         there: (networks, tokens) false where a network has fewer.
         loss: What training should make small besides; 0 for *mean* and *sag*.
     """

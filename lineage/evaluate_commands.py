@@ -22,7 +22,7 @@ from embedder.zoo.shards import Zoo, open_zoo
 from lineage.answers import done_json
 from lineage.later import Output, group_of
 from lineage.rendering import Table
-from lineage.train_commands import FOLDS, ZOO
+from lineage.train_commands import CODE, FOLDS, ZOO
 
 METHODS = ("encoder", "encoder, matched", "untrained", *RIVALS)
 
@@ -37,6 +37,7 @@ def commands(answering: Callable[[Any], Any]) -> click.RichGroup:
 
 
 @ZOO
+@CODE
 @click.option("--method", "methods", multiple=True, type=click.Choice(METHODS), help="Only these.")
 @click.option("--encoder", type=click.Path(path_type=Path), help="Another encoder's file.")
 @click.option(
@@ -48,26 +49,29 @@ def commands(answering: Callable[[Any], Any]) -> click.RichGroup:
 def _encoder(
     output: Output,
     zoo: Path,
+    code: str,
     methods: tuple[str, ...],
     encoder: Path | None,
     predictions: Path | None,
     folds: tuple[int, ...],
 ) -> int:
-    """Find the parents of models that the encoder has not seen, among all bases of a zoo.
+    """Test an encoder on models of a zoo that it has not seen.
 
-    Every model that is asked about is reordered, rescaled and flipped before. Recall is told by how
-    far it has moved from its base, for each kind of network.
+    Of identity codes: find their parents among all bases. Every model that is asked about is
+    reordered, rescaled and flipped before. Recall is told by how far it has moved from its base,
+    for each kind of network.
+
+    Of function codes: tell what was measured of them, over all and in the worst kind of network.
     """
-    opened = open_zoo(zoo)
-    split = Split(folds)
+    opened, split = open_zoo(zoo), Split(folds)
+    if code == "function":
+        if methods or predictions:
+            raise click.UsageError("--method and --predictions are for identity codes")
+        return output.show(*_function(opened, split, zoo, encoder))
     relatives = relatives_of(opened, lambda row: row["role"] == "base" or not split.trains(row))
     task = task_of(relatives, [not split.trains(relative.row) for relative in relatives])
     if not task.queries:
-        raise NotFoundError(
-            zoo,
-            f"no model of it was held back in folds {folds}",
-            "build a larger zoo, or name others",
-        )
+        raise _nothing_held_back(zoo, folds)
     coder = shipped_coder() if encoder is None else IdentityCoder.load(encoder)
     found: dict[str, list[Cell]] = {}
     if predictions is not None:
@@ -77,6 +81,35 @@ def _encoder(
     for method in asked:
         found[method] = score(task, scores_of(method, shown, coder))
     return output.show(*_answer(found, task, zoo))
+
+
+def _nothing_held_back(zoo: Path, folds: tuple[int, ...]) -> NotFoundError:
+    return NotFoundError(
+        zoo,
+        f"no model of it was held back in folds {folds}",
+        "build a larger zoo, or name others",
+    )
+
+
+def _function(
+    opened: Zoo, split: Split, zoo: Path, encoder: Path | None
+) -> tuple[dict[str, Any], Table]:
+    """Return how well function codes tell what was measured, and its table."""
+    import torch
+
+    from embedder.function import FunctionCoder, shipped_function_coder
+    from lineage.function_training import score_of, scores_json
+
+    torch.set_num_threads(1)
+    coder = shipped_function_coder() if encoder is None else FunctionCoder.load(encoder)
+    scores = scores_json(score_of(coder, opened, split))
+    if not scores:
+        raise _nothing_held_back(zoo, split.folds)
+    columns = ("property", "models", "score", "worst_kind", "worst_score")
+    rows = [tuple(score[name] for name in columns) for score in scores]
+    closing = "Scores are R², of the task the share told right; of models that were held back."
+    facts = {"version": coder.version, "scores": scores}
+    return done_json("evaluate-function-encoder", facts, str(zoo)), Table(columns, rows, closing)
 
 
 Shown = tuple[dict[str, NDArray[Any]], list[Units]]

@@ -1,7 +1,5 @@
 """The commands of `lineage train`: what this program has learned can be learned anew."""
 
-import json
-import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -13,8 +11,9 @@ import rich_click as click
 from embedder.families import Split, relatives_of
 from embedder.identity import IdentityCoder
 from embedder.training import STEPS, Settings, train_identity
-from embedder.zoo.shards import open_zoo
+from embedder.zoo.shards import Zoo, open_zoo
 from lineage.answers import done_json
+from lineage.cards import counts, progress_to, write_card
 from lineage.later import Output, group_of
 from lineage.rendering import Table
 
@@ -27,6 +26,13 @@ FOLDS = click.option(
     default=Split().folds,
     show_default=True,
     help="Recipes are dealt into ten folds; these are for the test.",
+)
+CODE = click.option(
+    "--code",
+    type=click.Choice(("identity", "function")),
+    default="identity",
+    show_default=True,
+    help="Identity codes find parents; function codes tell what a network does.",
 )
 
 
@@ -41,13 +47,20 @@ def commands(answering: Callable[[Any], Any]) -> click.RichGroup:
 
 @ZOO
 @click.argument("target", type=click.Path(path_type=Path, readable=False))
-@click.option("--steps", type=click.IntRange(min=0), default=STEPS, show_default=True)
+@CODE
+@click.option("--steps", type=click.IntRange(min=0), help="Batches. [default: as shipped]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Decides all draws.")
 @FOLDS
 def _encoder(
-    output: Output, zoo: Path, target: Path, steps: int, seed: int, folds: tuple[int, ...]
+    output: Output,
+    zoo: Path,
+    target: Path,
+    code: str,
+    steps: int | None,
+    seed: int,
+    folds: tuple[int, ...],
 ) -> int:
-    """Train the encoder of identity codes on the families of a zoo.
+    """Train the encoder of identity codes, or of function codes, on the families of a zoo.
 
     Writes TARGET, a safetensors file, and a card beside it. Some recipes are held back, so that
     `lineage evaluate encoder` can test it on families that it has not seen.
@@ -55,34 +68,44 @@ def _encoder(
     import torch
 
     torch.set_num_threads(1)
-    start = time.monotonic()
-    split = Split(folds)
-    relatives = relatives_of(open_zoo(zoo), split.trains)
-    settings = Settings(seed=seed, steps=steps)
+    opened, split = open_zoo(zoo), Split(folds)
+    if code == "function":
+        from lineage.function_training import train_function_coder
 
-    def progress(step: int, loss: float) -> None:
-        if step % 50 == 49:
-            sys.stderr.write(f"step {step + 1}/{steps}: loss {loss:.4f}\n")
-
-    coder = train_identity([relative.member for relative in relatives], settings, progress)
-    card = {
-        "version": coder.version,
-        "date": datetime.now(UTC).date().isoformat(),
-        "seed": seed,
-        "steps": steps,
-        "models": len(relatives),
-        "families": len({relative.member.family for relative in relatives}),
-        "held_back": list(split.folds),
-        "seconds": round(time.monotonic() - start),
-    }
-    _write(coder, target, card)
-    answer = done_json("train-encoder", {"file": str(target), **card}, str(zoo))
-    rows = [(name, value) for name, value in card.items() if name != "held_back"]
+        card = train_function_coder(opened, split, target, seed=seed, steps=steps)
+    else:
+        steps = STEPS if steps is None else steps
+        card = _identity(opened, split, target, Settings(seed=seed, steps=steps))
+    answer = done_json(f"train-{_KIND[code]}", {"file": str(target), **card}, str(zoo))
+    rows = [(name, value) for name, value in card.items() if not isinstance(value, list | dict)]
     return output.show(answer, Table(("fact", "value"), rows, f"Written to {target}."))
 
 
-def _write(coder: IdentityCoder, target: Path, card: dict[str, Any]) -> None:
-    """Write the encoder, then its card; each is either whole or not there."""
+_KIND = {"identity": "encoder", "function": "function-encoder"}
+
+
+def _identity(zoo: Zoo, split: Split, target: Path, settings: Settings) -> dict[str, Any]:
+    """Train and write an identity coder; return its card."""
+    start = time.monotonic()
+    relatives = relatives_of(zoo, split.trains)
+    members = [relative.member for relative in relatives]
+    coder = train_identity(members, settings, progress_to(settings.steps))
+    card = {
+        "version": coder.version,
+        "date": datetime.now(UTC).date().isoformat(),
+        "seed": settings.seed,
+        "steps": settings.steps,
+        **counts(relatives),
+        "held_back": list(split.folds),
+        "seconds": round(time.monotonic() - start),
+    }
+    _write(coder, target)
+    write_card(target, card)
+    return card
+
+
+def _write(coder: IdentityCoder, target: Path) -> None:
+    """Write the encoder; it is either whole or not there."""
     from safetensors.numpy import save_file
 
     beside = target.with_name(f".{target.name}.part")
@@ -92,5 +115,3 @@ def _write(coder: IdentityCoder, target: Path, card: dict[str, Any]) -> None:
         beside.replace(target)
     finally:
         beside.unlink(missing_ok=True)
-    text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
-    target.with_suffix(".json").write_text(text, encoding="utf-8")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from command import answer_of, lineage
+from embedder.function import PROPERTIES, FunctionCoder
 from embedder.identity import IdentityCoder
 
 
@@ -100,3 +101,70 @@ def test_no_zoo_is_a_clear_error(tmp_path: Path) -> None:
     assert done.code == 1
     assert "lineage zoo build" in done.err
     assert not list(tmp_path.iterdir())
+
+
+FUNCTION = ("--code", "function")
+
+
+@pytest.fixture(scope="module")
+def function(zoo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("function") / "mine.safetensors"
+    words = ("train", "encoder", zoo_folder, target, *FUNCTION, "--steps", "2", "--json")
+    done = lineage(*words)
+    assert done.code == 0, done.err
+    assert done.answer["schema"] == "lineage/train-function-encoder/1"
+    assert done.answer["version"] == FunctionCoder.load(target).version
+    return target
+
+
+def test_training_writes_a_function_encoder_and_its_card(function: Path) -> None:
+    card = json.loads(function.with_suffix(".json").read_text(encoding="utf-8"))
+    assert card["version"] == FunctionCoder.load(function).version
+    assert (card["steps"], card["seed"]) == (2, 0)
+    assert card["families"] < card["models"]
+    assert set(card["libraries"]) == {"numpy", "torch", "torch-geometric"}
+    assert card["settings"]["seed"] == card["encoder"]["seed"] == 0
+    names = {path.name for path in function.parent.iterdir()}
+    assert names == {"mine.safetensors", "mine.json"}
+
+
+def test_the_same_seed_trains_the_same_function_encoder(
+    function: Path, zoo_folder: Path, tmp_path: Path
+) -> None:
+    again = tmp_path / "again.safetensors"
+    assert lineage("train", "encoder", zoo_folder, again, *FUNCTION, "--steps", "2").code == 0
+    assert again.read_bytes() == function.read_bytes()
+
+
+def test_a_function_encoder_is_scored_on_all_that_was_measured(
+    function: Path, zoo_folder: Path
+) -> None:
+    words = ("evaluate", "encoder", zoo_folder, *FUNCTION)
+    answer = answer_of(*words, "--encoder", function, *EVERY_FOLD)
+    assert answer["schema"] == "lineage/evaluate-function-encoder/1"
+    assert answer["version"] == FunctionCoder.load(function).version
+    scores = {score["property"]: score for score in answer["scores"]}
+    assert set(scores) <= {*PROPERTIES, "task"}
+    assert {"test_accuracy", "task"} <= set(scores)
+    for score in scores.values():
+        assert score["models"] >= 1
+        assert score["worst_score"] == min(score["kinds"].values(), default=None)
+    assert scores["task"]["score"] <= 1
+
+
+def test_an_identity_encoder_is_no_function_encoder(
+    encoder: Path, function: Path, zoo_folder: Path
+) -> None:
+    words = ("evaluate", "encoder", zoo_folder, *EVERY_FOLD)
+    done = lineage(*words, *FUNCTION, "--encoder", encoder)
+    assert done.code == 1
+    assert "holds no function encoder; train it anew" in done.err
+    done = lineage(*words, "--encoder", function)
+    assert done.code == 1
+    assert "is an encoder of another version" in done.err
+
+
+def test_no_other_method_tells_what_was_measured(zoo_folder: Path) -> None:
+    done = lineage("evaluate", "encoder", zoo_folder, *FUNCTION, "--method", "flat")
+    assert done.code == 2
+    assert "for identity codes" in done.err

@@ -1,25 +1,16 @@
 """Training of the function encoder: what it is told, it learns, and the same from the same seed."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from embedder.encoder import DIMENSION, Encoder, EncoderConfig
+from embedder.encoder import DIMENSION, EncoderConfig
 from embedder.encoder_input import graph_data
-from embedder.encoder_training import (
-    PROPERTIES,
-    Example,
-    FunctionSettings,
-    Heads,
-    Trained,
-    draws,
-    tell,
-    train_function,
-)
+from embedder.encoder_training import Example, FunctionSettings, draws, train_function
+from embedder.function import PROPERTIES, FunctionCoder, Heads
 from embedder.graph import weight_graph
 from test_embedder_anchors import CHANGES, drawn, mlp
 
@@ -62,14 +53,14 @@ GRAPHS = [example.graph for example in EXAMPLES]
 
 
 @pytest.fixture(scope="module")
-def trained() -> Trained:
+def trained() -> FunctionCoder:
     torch.set_num_threads(1)
     return train_function(EXAMPLES, SMALL, FunctionSettings(steps=60, batch=16))
 
 
 class TestWhatIsLearned:
-    def test_relatives_are_nearer_than_strangers(self, trained: Trained) -> None:
-        codes = tell(trained, GRAPHS).codes
+    def test_relatives_are_nearer_than_strangers(self, trained: FunctionCoder) -> None:
+        codes = trained.tell(GRAPHS).codes
         cosines = codes @ codes.T
         family = np.arange(len(codes)) // 3
         same = (family[:, None] == family[None, :]) & ~np.eye(len(codes), dtype=bool)
@@ -77,21 +68,21 @@ class TestWhatIsLearned:
         nearest = np.where(np.eye(len(codes), dtype=bool), -1, cosines).argmax(axis=1)
         assert (family[nearest] == family).mean() > 0.9
 
-    def test_heads_tell_what_was_measured(self, trained: Trained) -> None:
-        told = tell(trained, GRAPHS)
+    def test_heads_tell_what_was_measured(self, trained: FunctionCoder) -> None:
+        told = trained.tell(GRAPHS)
         assert told.tasks == [example.task for example in EXAMPLES]
         wanted = np.array([example.values[0] for example in EXAMPLES])
         assert np.abs(told.values[:, 0] - wanted).mean() < 0.25
         assert np.isfinite(told.values).all()
 
-    def test_the_batch_does_not_matter(self, trained: Trained) -> None:
-        together, alone = tell(trained, GRAPHS), tell(trained, GRAPHS, batch=1)
+    def test_the_batch_does_not_matter(self, trained: FunctionCoder) -> None:
+        together, alone = trained.tell(GRAPHS), trained.tell(GRAPHS, batch=1)
         np.testing.assert_allclose(together.codes, alone.codes, atol=1e-5)
         assert together.tasks == alone.tasks
 
     @pytest.mark.parametrize("change", ["permuted", "rescaled"])
     def test_no_symmetry_changes_a_code_after_training_either(
-        self, trained: Trained, change: str
+        self, trained: FunctionCoder, change: str
     ) -> None:
         network = mlp("relu")
         for seed in range(FAMILIES):
@@ -100,18 +91,11 @@ class TestWhatIsLearned:
             moved = trained.encoder.code(weights, network) - trained.encoder.code(other, network)
             assert np.linalg.norm(moved) < 1e-5
 
-    def test_an_encoder_that_was_trained_can_be_saved(
-        self, trained: Trained, tmp_path: Path
-    ) -> None:
-        trained.encoder.save(tmp_path / "e.safetensors")
-        loaded = Encoder.load(tmp_path / "e.safetensors")
-        assert loaded.version == trained.encoder.version != Encoder(SMALL).version
-
 
 class TestReproduction:
     def test_a_seed_gives_the_same_encoder_and_another_seed_another(self) -> None:
         versions = [
-            train_function(EXAMPLES, SMALL, FunctionSettings(seed=seed, steps=3)).encoder.version
+            train_function(EXAMPLES, SMALL, FunctionSettings(seed=seed, steps=3)).version
             for seed in (4, 4, 5)
         ]
         assert versions[0] == versions[1] != versions[2]
