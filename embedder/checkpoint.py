@@ -62,6 +62,15 @@ class Block:
         return len(self.prefix)
 
 
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Where a block lies: the places `start` up to `stop` below a prefix."""
+
+    prefix: tuple[int, ...]
+    start: int
+    stop: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Tensor:
     """One named tensor of a model.
@@ -116,6 +125,11 @@ class Tensor:
         Where rows are wide a block may be up to 16 times larger, and where a unit of the encoding
         is larger than `most` it is not split.
         """
+        for cut in self.cuts(most):
+            yield self.block(cut)
+
+    def cuts(self, most: int = BLOCK_VALUES) -> Iterator[Cut]:
+        """Yield where `blocks` cuts the tensor."""
         if self.size == 0:
             return
         shape = self.shape or (1,)
@@ -128,12 +142,20 @@ class Tensor:
         step = max(1, most // below, min(_MOST_ROWS, _MOST_ROWS * most // below))
         if below == 1:  # the last axis is cut: between units, not inside one
             step = -(-step // self.encoding.unit_values) * self.encoding.unit_values
-        for flat, prefix in enumerate(np.ndindex(*shape[:axis])):
-            base = flat * shape[axis] * below
+        for prefix in np.ndindex(*shape[:axis]):
             for start in range(0, shape[axis], step):
-                stop = min(start + step, shape[axis])
-                raw, values = self._values(base + start * below, base + stop * below)
-                yield Block(prefix, start, raw, values.reshape(-1, *shape[axis + 1 :]))
+                yield Cut(prefix, start, min(start + step, shape[axis]))
+
+    def block(self, cut: Cut) -> Block:
+        """Read one slice."""
+        shape, axis = self.shape or (1,), len(cut.prefix)
+        below = math.prod(shape[axis + 1 :])
+        flat = 0  # number of the prefix in stored order
+        for place, length in zip(cut.prefix, shape, strict=False):
+            flat = flat * length + place
+        base = flat * shape[axis] * below
+        raw, values = self._values(base + cut.start * below, base + cut.stop * below)
+        return Block(cut.prefix, cut.start, raw, values.reshape(-1, *shape[axis + 1 :]))
 
     def _values(self, first: int, last: int) -> tuple[bytes | memoryview, Values]:
         """Return raw bytes and values of a flat range, widened to whole units and cut back."""
