@@ -1,10 +1,12 @@
 """What this installation can do, and what to install for the rest."""
 
 import importlib.util
+import json
 import platform
 import sqlite3
 import sys
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ def findings(settings: dict[str, tuple[Any, str]]) -> list[dict[str, str]]:
     found.append(_names())
     found.append(_line("SQLite", "ok", sqlite3.sqlite_version))
     found.append(_search())
-    found.append(_encoder())
+    found += [_encoder(), _function_encoder()]
     for name in ("numpy", "torch"):
         found.append(_package(name))
     for name in sorted(READERS):
@@ -69,6 +71,14 @@ def _encoder() -> dict[str, str]:
     coder, card = shipped_coder(), shipped_card()
     note = f"encoder {coder.version}, trained on {card['models']:,} networks, {card['date']}"
     return _line("identity codes", "ok", note)
+
+
+def _function_encoder() -> dict[str, str]:
+    """Say which encoder of function codes is shipped, and what it was trained on."""
+    text = files("embedder").joinpath("pretrained", "function.json").read_text("utf-8")
+    card = json.loads(text)
+    note = f"encoder {card['version']}, trained on {card['models']:,} networks, {card['date']}"
+    return _line("function codes", "ok", note)
 
 
 def _names() -> dict[str, str]:

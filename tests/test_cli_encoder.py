@@ -150,16 +150,17 @@ def test_a_function_encoder_is_scored_on_all_that_was_measured(
         assert score["models"] >= 1
         assert score["worst_score"] == min(score["kinds"].values(), default=None)
     assert scores["task"]["score"] <= 1
+    assert answer_of(*words, *EVERY_FOLD)["version"] != answer["version"]  # the shipped one
 
 
 def test_an_identity_encoder_is_no_function_encoder(
     encoder: Path, function: Path, zoo_folder: Path
 ) -> None:
-    words = ("evaluate", "encoder", zoo_folder, *EVERY_FOLD)
-    done = lineage(*words, *FUNCTION, "--encoder", encoder)
+    asked = ("evaluate", "encoder", zoo_folder, "--encoder")
+    done = lineage(*asked, encoder, *FUNCTION, *EVERY_FOLD)
     assert done.code == 1
     assert "holds no function encoder; train it anew" in done.err
-    done = lineage(*words, "--encoder", function)
+    done = lineage(*asked, function, *EVERY_FOLD)
     assert done.code == 1
     assert "is an encoder of another version" in done.err
 
