@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedder.anchors import WIDTH, Units, anchored
+from embedder.architecture import Architecture
 from embedder.checkpoint import Checkpoint, Tensor
 from embedder.describing import describe
 from embedder.errors import ArchitectureError, CheckpointError, MissingExtraError
@@ -23,6 +24,7 @@ from embedder.identity import (
     tokens_of,
     unit_rows,
 )
+from embedder.plain import plain_code
 from embedder.products import THREADS, in_order
 from embedder.units import Gauge
 
@@ -61,7 +63,10 @@ def units_of(checkpoint: Checkpoint) -> list[Units]:
             or values that no code can be made of.
         CheckpointError: A tensor cannot be read.
     """
-    architecture = describe(checkpoint)
+    return _units_of(checkpoint, describe(checkpoint))
+
+
+def _units_of(checkpoint: Checkpoint, architecture: Architecture) -> list[Units]:
     tensors = {tensor.name: tensor for tensor in checkpoint.tensors}
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     return anchored(_Weights(tensors), architecture, shapes=shapes)
@@ -74,8 +79,12 @@ def identity_code(checkpoint: Checkpoint) -> IdentityCode:
         ArchitectureError: As `units_of`; or the model has no hidden units.
         CheckpointError: A tensor cannot be read.
     """
+    return _described_code(checkpoint, describe(checkpoint))
+
+
+def _described_code(checkpoint: Checkpoint, architecture: Architecture) -> IdentityCode:
     coder = shipped_coder()
-    vector = code_of(coder, units_of(checkpoint))
+    vector = code_of(coder, _units_of(checkpoint, architecture))
     if not np.isfinite(vector).all():
         raise ArchitectureError("its code is not finite: weights are too large to compute with")
     if not vector.any():
@@ -150,9 +159,16 @@ def _cut(group: Units, first: int, last: int) -> Units:
 
 
 def code_or_none(checkpoint: Checkpoint) -> IdentityCode | None:
-    """Return the identity code of a model, or None where it cannot have one."""
+    """Return the code by which a model is searched, or None where it cannot have one.
+
+    That is its identity code or, where its architecture is not known, the plain one.
+    """
     try:
-        return identity_code(checkpoint)
+        try:
+            architecture = describe(checkpoint)
+        except ArchitectureError:
+            return plain_code(checkpoint)
+        return _described_code(checkpoint, architecture)
     except (ArchitectureError, CheckpointError, MissingExtraError):
         return None
 

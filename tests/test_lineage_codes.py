@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 from embedder.coding import code_or_none, shipped_coder
 from embedder.describing import describe
 from embedder.opening import open_checkpoint
+from embedder.plain import ENCODER
 from embedder.symmetry import permuted, rescaled
 from index.search import ALIKE
 from lineage.engine import LineageEngine
@@ -101,10 +102,38 @@ def test_codes_can_be_left_out(models: Path, tmp_path: Path) -> None:
         assert engine.catalogue.code(engine.catalogue.get("m1.safetensors").id) is None
 
 
-def test_a_model_that_nothing_describes_is_added_without_one(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    weights = {f"x{n}": rng.normal(size=(7 + n, 11 * n + 3)).astype(np.float32) for n in range(3)}
-    save_file(weights, tmp_path / "odd.safetensors")
+def undescribed(seed: int) -> dict[str, NDArray[np.float32]]:
+    """Return matrices that are no chain."""
+    rng = np.random.default_rng(seed)
+    return {f"x{n}": rng.normal(size=(40 + n, 50 + 11 * n)).astype(np.float32) for n in range(3)}
+
+
+def test_a_model_that_nothing_describes_is_found_by_its_matrices(tmp_path: Path) -> None:
+    for seed in range(20):
+        save_file(undescribed(seed), tmp_path / f"m{seed}.safetensors")
+    rng = np.random.default_rng(1)
+    copy = {
+        name: values[rng.permutation(len(values))][:, rng.permutation(values.shape[1])]
+        * rng.choice([-3, 0.5, 2], len(values))[:, None]
+        for name, values in undescribed(PARENT).items()
+    }
+    path = tmp_path / "copy.safetensors"
+    save_file({name: np.ascontiguousarray(copy[name], np.float32) for name in copy}, path)
+    with LineageEngine(str(tmp_path / "c"), create=True) as engine:
+        added = engine.add(sorted(tmp_path.glob("m*.safetensors")))
+        assert added.failed == []
+        found = engine.catalogue.code(engine.catalogue.get("m1.safetensors").id)
+        assert found is not None
+        assert found.encoder == ENCODER
+        model = engine.model(str(path))
+        first = engine.known.candidates(model.fingerprint, model.code)[0]
+        assert engine.known.candidate(first).name == f"m{PARENT}.safetensors"
+        assert first.alike > 1 - 1e-5
+
+
+def test_a_model_without_a_matrix_is_added_without_a_code(tmp_path: Path) -> None:
+    vectors = {f"x{n}": np.arange(n + 2, dtype=np.float32) for n in range(3)}
+    save_file(vectors, tmp_path / "odd.safetensors")
     with LineageEngine(str(tmp_path / "c"), create=True) as engine:
         added = engine.add([tmp_path / "odd.safetensors"])
         assert (added.added, added.failed) == (["odd.safetensors"], [])
