@@ -107,6 +107,7 @@ def train_function(
     Raises:
         ValueError: There are fewer than two families with two members each.
     """
+    by_recipe(examples)  # raises, before anything is made, where there are too few
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         encoder, heads = Encoder(config).train(), _heads_for(examples)

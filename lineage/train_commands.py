@@ -8,6 +8,7 @@ from typing import Any
 
 import rich_click as click
 
+from embedder.errors import NotFoundError
 from embedder.families import Split, relatives_of
 from embedder.identity import IdentityCoder
 from embedder.training import STEPS, Settings, train_identity
@@ -67,6 +68,8 @@ def _encoder(
     """
     import torch
 
+    if not target.parent.is_dir():
+        raise NotFoundError(target.parent, "no such folder", "make it first")
     torch.set_num_threads(1)
     opened, split = open_zoo(zoo), Split(folds)
     if code == "function":

@@ -169,3 +169,17 @@ def test_no_other_method_tells_what_was_measured(zoo_folder: Path) -> None:
     done = lineage("evaluate", "encoder", zoo_folder, *FUNCTION, "--method", "flat")
     assert done.code == 2
     assert "for identity codes" in done.err
+
+
+@pytest.mark.parametrize("code", ["identity", "function"])
+def test_what_cannot_be_trained_is_said_before_training(
+    code: str, zoo_folder: Path, tmp_path: Path
+) -> None:
+    asked = ("train", "encoder", zoo_folder)
+    done = lineage(*asked, tmp_path / "none" / "mine.safetensors", "--code", code)
+    assert done.code == 1
+    assert "no such folder; make it first" in done.err
+    done = lineage(*asked, tmp_path / "mine.safetensors", "--code", code, *EVERY_FOLD)
+    assert done.code == 1
+    assert "at least two families with two members" in done.err
+    assert not list(tmp_path.iterdir())

@@ -135,6 +135,8 @@ class TestDraws:
     def test_too_few_families_are_refused(self) -> None:
         with pytest.raises(ValueError, match="at least two families with two members"):
             train_function(EXAMPLES[:3], SMALL, FunctionSettings(steps=1))
+        with pytest.raises(ValueError, match="at least two families with two members"):
+            train_function([], SMALL, FunctionSettings(steps=1))
 
 
 class TestHeads:
