@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +126,141 @@ def _keep_outside(tensor: Any, where: Mapping[str, object]) -> None:
     tensor.data_location = 1  # EXTERNAL
     for key, value in where.items():
         tensor.external_data.add(key=key, value=str(value))
+
+
+@dataclass(frozen=True, slots=True)
+class TransformerShape:
+    """Sizes of a made-up transformer with gated maps, as Llama's.
+
+    Args:
+        width: Units of the residual stream.
+        hidden: Units of a gated map.
+        layers: Number of blocks.
+        vocabulary: Number of tokens.
+        heads: Heads of an attention.
+    """
+
+    width: int
+    hidden: int
+    layers: int
+    vocabulary: int
+    heads: int
+
+    def matrices(self) -> dict[str, tuple[int, int]]:
+        """Return the matrices as ONNX multiplies by them, in × out."""
+        shapes = {"table": (self.vocabulary, self.width)}
+        for layer in range(self.layers):
+            for name in ("query", "key", "value", "output"):
+                shapes[f"{layer}.{name}"] = (self.width, self.width)
+            for name in ("gate", "up"):
+                shapes[f"{layer}.{name}"] = (self.width, self.hidden)
+            shapes[f"{layer}.down"] = (self.hidden, self.width)
+        shapes["head"] = (self.width, self.vocabulary)
+        return shapes
+
+    @property
+    def parameters(self) -> int:
+        """Values of all matrices."""
+        return sum(rows * columns for rows, columns in self.matrices().values())
+
+
+def bfloat16_file(file: Path, seed: int, size_bytes: int = 1 << 30) -> Path:
+    """Write normal weights as bfloat16; return the file."""
+    rng = np.random.default_rng(seed)
+    with file.open("wb") as out:
+        while out.tell() < size_bytes:
+            out.write(gaussian(rng, (1 << 24,)).astype(ml_dtypes.bfloat16).tobytes())
+    return file
+
+
+def transformer_onnx(folder: Path, shape: TransformerShape, values: Path) -> Path:
+    """Write a transformer as ONNX whose data files are one file under several names.
+
+    Args:
+        folder: Where it goes; on the disk of `values`.
+        shape: Its sizes.
+        values: bfloat16 values, as many as the largest matrix has, or more.
+    """
+    import onnx  # 0.3 s, so only where it is used
+
+    folder.mkdir(parents=True)
+    graph = onnx.helper.make_graph(_nodes(shape), "made", *_ends(), _small(shape))
+    part, place, room = 0, 0, values.stat().st_size
+    os.link(values, folder / "weights-0.bin")
+    for name, dims in shape.matrices().items():
+        size = 2 * dims[0] * dims[1]
+        if place + size > room:
+            part, place = part + 1, 0
+            os.link(values, folder / f"weights-{part}.bin")
+        tensor = graph.initializer.add(name=name, data_type=onnx.TensorProto.BFLOAT16, dims=dims)
+        where = {"location": f"weights-{part}.bin", "offset": place, "length": size}
+        _keep_outside(tensor, where)
+        place += size
+    opset = [onnx.helper.make_opsetid("", 21)]
+    model = folder / "model.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=10), model)
+    return model
+
+
+def _ends() -> tuple[list[Any], list[Any]]:
+    """Return what a transformer's graph takes and gives."""
+    from onnx import TensorProto, helper
+
+    tokens = helper.make_tensor_value_info("tokens", TensorProto.INT64, ["batch", "length"])
+    scores = helper.make_tensor_value_info("scores", TensorProto.BFLOAT16, None)
+    return [tokens], [scores]
+
+
+def _small(shape: TransformerShape) -> list[Any]:
+    """Return the tensors that lie in the graph itself."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    kind, ones = TensorProto.BFLOAT16, [1.0] * shape.width
+    gains = [f"{layer}.{name}" for layer in range(shape.layers) for name in ("first", "second")]
+    made = [helper.make_tensor(f"{g}.gain", kind, (shape.width,), ones) for g in (*gains, "last")]
+    apart = np.array([0, 0, shape.heads, shape.width // shape.heads], np.int64)
+    together = np.array([0, 0, shape.width], np.int64)
+    return [
+        *made,
+        numpy_helper.from_array(apart, "apart"),
+        numpy_helper.from_array(together, "together"),
+    ]
+
+
+def _nodes(shape: TransformerShape) -> list[Any]:
+    """Return the graph of a transformer, token by token into scores; positions play no part."""
+    from onnx import helper
+
+    made: list[Any] = []
+
+    def add(op: str, inputs: str, output: str, **attributes: Any) -> str:
+        made.append(helper.make_node(op, inputs.split(), [output], **attributes))
+        return output
+
+    stream = add("Gather", "table tokens", "stream")
+    for layer in range(shape.layers):
+        at = f"{layer}."
+        read = add("LayerNormalization", f"{stream} {at}first.gain", f"{at}read", axis=-1)
+        for role in ("query", "key", "value"):
+            add("MatMul", f"{read} {at}{role}", f"{at}{role}.flat")
+            add("Reshape", f"{at}{role}.flat apart", f"{at}{role}.apart")
+            order = [0, 2, 3, 1] if role == "key" else [0, 2, 1, 3]
+            add("Transpose", f"{at}{role}.apart", f"{at}{role}.heads", perm=order)
+        add("MatMul", f"{at}query.heads {at}key.heads", f"{at}scores")
+        add("Softmax", f"{at}scores", f"{at}shares", axis=-1)
+        add("MatMul", f"{at}shares {at}value.heads", f"{at}seen.heads")
+        add("Transpose", f"{at}seen.heads", f"{at}seen.apart", perm=[0, 2, 1, 3])
+        add("Reshape", f"{at}seen.apart together", f"{at}seen")
+        add("MatMul", f"{at}seen {at}output", f"{at}told")
+        stream = add("Add", f"{stream} {at}told", f"{at}middle")
+        read = add("LayerNormalization", f"{stream} {at}second.gain", f"{at}again", axis=-1)
+        add("MatMul", f"{read} {at}gate", f"{at}gate.in")
+        add("Sigmoid", f"{at}gate.in", f"{at}gate.open")
+        add("Mul", f"{at}gate.in {at}gate.open", f"{at}gate.out")
+        add("MatMul", f"{read} {at}up", f"{at}up.out")
+        add("Mul", f"{at}gate.out {at}up.out", f"{at}units")
+        add("MatMul", f"{at}units {at}down", f"{at}down.out")
+        stream = add("Add", f"{stream} {at}down.out", f"{at}stream")
+    add("LayerNormalization", f"{stream} last.gain", "normed", axis=-1)
+    add("MatMul", "normed head", "scores")
+    return made

@@ -169,12 +169,58 @@ def function() -> str:
     return f"{words}\n\n{as_table(columns, table)}"
 
 
+def streaming() -> str:
+    """Return what the concepts tell of the codes of large models."""
+    found = json.loads((RESULTS / "streaming.json").read_text(encoding="utf-8"))
+    told = [row for row in found.values() if isinstance(row, dict) and "parameters" in row]
+    rows = [
+        (
+            f"{row['parameters'] / 1e6:,.0f} million",
+            f"{row['seconds']['median']:.1f} s",
+            f"{row['cpu_seconds']:.1f} s",
+            f"{1e9 * row['cpu_seconds'] / row['parameters']:.1f} ns",
+            f"{row['cpu_bytes_a_second'] / 1e9:.2f} GB/s",
+            f"{row['peak_private_mb']} MB",
+        )
+        for row in told
+    ]
+    loads = [row["load_after"] for row in told]
+    words = (
+        f"Transformers of bfloat16, read and coded on {found['machine']['cores']} cores of an "
+        f"{found['machine']['processor']} under a load of\n{min(loads):.1f} to {max(loads):.1f} "
+        f"(`benchmarks/results/streaming.json`, {found['date']}; the last row is safetensors, "
+        "the\nothers are ONNX). What two idle cores would do is the bytes over the time of all "
+        "cores, twice:"
+    )
+    columns = ("parameters", "time", "all cores", "a parameter", "two idle cores", "memory")
+    return f"{words}\n\n{as_table(columns, rows)}"
+
+
+def plain() -> str:
+    """Return what the concepts tell of the code that needs no architecture."""
+    found = json.loads((RESULTS / "plain.json").read_text(encoding="utf-8"))
+    zoo, rows = found["zoo"], []
+    for method, told in found["methods"].items():
+        cells = [cell for cell in told["cells"] if cell["group"] == "all"]
+        rows.append((method, *(f"{cell['first']:.2f}, {cell['ten']:.2f}" for cell in cells)))
+    bins = ["{:g} to {:g}".format(*cell["drift"]) for cell in cells]
+    words = (
+        f"{zoo['queries']} children and copies, reordered, rescaled and flipped, among "
+        f"{zoo['bases']:,} bases: how often the\nbase comes first, and among ten, by drift "
+        f"(`benchmarks/results/plain.json`, {found['date']}); the *vector*\nis that of the "
+        "fingerprint:"
+    )
+    return f"{words}\n\n{as_table(('drift', *bins), rows)}"
+
+
 NUMBERS: dict[str, Callable[[], str]] = {
     "scores": scores,
     "speeds": speeds,
     "peers": peers,
     "encoder": encoder,
     "function": function,
+    "streaming": streaming,
+    "plain": plain,
 }
 
 

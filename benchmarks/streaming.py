@@ -1,0 +1,160 @@
+"""How fast and in how much memory large models are coded.
+
+    python -m benchmarks.streaming          up to 7 billion parameters: about three minutes
+    python -m benchmarks.streaming --ten    also 10 billion
+
+Transformers of bfloat16 as ONNX, whose data files are hard links to one random file of 1 GB, and
+one of safetensors, whose attention is followed head by head. Each is opened, described and coded
+in a process of its own with one BLAS thread, as workers have it; blocks are multiplied in two
+threads. Bytes of a model count once, though most are read twice and come from the page cache.
+Memory is what the process has for itself (USS), looked at every 20 ms. The machine was waited for
+until its load fell below 1.5; the load beside each row says whether it stayed so.
+`cpu_bytes_a_second` is what two idle cores would do: twice the bytes over the time of all cores. It
+writes benchmarks/results/streaming.json.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import psutil
+
+from benchmarks.machine import ROOT, load, spread, wait_until_idle, write_result
+from benchmarks.made import TransformerShape, bfloat16_file, large_transformer, transformer_onnx
+
+Json = dict[str, Any]
+
+SEED = 13
+IDLE_LOAD = 1.5
+_LOOK_S = 0.02
+
+SHAPES = {
+    "1e6": TransformerShape(128, 344, 4, 1000, 4),
+    "1e7": TransformerShape(256, 688, 10, 4000, 4),
+    "1e8": TransformerShape(768, 2064, 11, 16_000, 12),
+    "1e9": TransformerShape(2048, 5504, 17, 32_000, 16),
+    "7e9": TransformerShape(4096, 11_008, 32, 32_000, 32),
+}
+LARGEST = {"1e10": TransformerShape(5120, 13_824, 31, 32_000, 40)}
+
+TARGETS = {
+    "bytes_a_second": "at least 0.8 GB/s for 7 billion parameters",
+    "peak_private_mb": "under 600 MB for 7 billion parameters",
+}
+
+
+def code(model: Path) -> Json:
+    """Code one model, and return how long it took."""
+    from embedder.coding import identity_code
+    from embedder.opening import open_checkpoint
+
+    start, cpu = time.perf_counter(), time.process_time()
+    with open_checkpoint(model) as checkpoint:
+        vector = identity_code(checkpoint).vector
+        parameters = checkpoint.parameters
+        stored = sum(tensor.storage.size_bytes for tensor in checkpoint.tensors)
+    return {
+        "parameters": parameters,
+        "bytes": stored,
+        "seconds": time.perf_counter() - start,
+        "cpu_seconds": time.process_time() - cpu,
+        "first": [round(float(number), 5) for number in vector[:4]],
+    }
+
+
+def run(model: Path) -> Json:
+    """Code a model in a process of its own, and watch its memory."""
+    command = [sys.executable, "-m", "benchmarks.streaming", "--code", str(model)]
+    settings = {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, **settings}, stdout=subprocess.PIPE, text=True
+    )
+    peak, watched = 0, psutil.Process(process.pid)
+    while process.poll() is None:
+        try:
+            peak = max(peak, watched.memory_full_info().uss)
+        except psutil.Error:
+            break  # it has just ended
+        time.sleep(_LOOK_S)
+    said, _ = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"{command}: exit code {process.returncode}")
+    return {**json.loads(said), "peak_private_mb": round(peak / 1e6)}
+
+
+def row_of(model: Path, *, wait: bool) -> Json:
+    """Return the row of one model: the median of three runs, of one where a run is long."""
+    before = wait_until_idle(IDLE_LOAD) if wait else load()
+    runs = [run(model)]
+    while len(runs) < (1 if runs[0]["seconds"] > 30 else 3):
+        runs.append(run(model))
+    seconds = median(one["seconds"] for one in runs)
+    parameters, size = runs[0]["parameters"], runs[0]["bytes"]
+    return {
+        "parameters": parameters,
+        "bytes": size,
+        "load_before": before,
+        "load_after": load(),
+        "seconds": spread([one["seconds"] for one in runs]),
+        "cpu_seconds": round(median(one["cpu_seconds"] for one in runs), 2),
+        "nanoseconds_a_parameter": round(1e9 * seconds / parameters, 2),
+        "bytes_a_second": round(size / seconds),
+        "cpu_bytes_a_second": round(2 * size / median(one["cpu_seconds"] for one in runs)),
+        "peak_private_mb": max(one["peak_private_mb"] for one in runs),
+        "same_code_each_time": len({str(one["first"]) for one in runs}) == 1,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Time everything and write the result; return 0."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.streaming", description="Time the codes of large models."
+    )
+    parser.add_argument("--ten", action="store_true", help="also 10 billion parameters")
+    parser.add_argument("--busy", action="store_true", help="do not wait for an idle machine")
+    parser.add_argument("--only", help="one size, printed and not written")
+    parser.add_argument("--folder", type=Path, help="where the files go for a while; default: temp")
+    parser.add_argument("--code", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    if given.code:
+        print(json.dumps(code(given.code)))
+        return 0
+    shapes = {**SHAPES, **(LARGEST if given.ten else {})}
+    rows: Json = {}
+    with tempfile.TemporaryDirectory(prefix="lineage-streaming-", dir=given.folder) as made:
+        folder = Path(made)
+        values = bfloat16_file(folder / "values.bin", SEED)
+        for name in [given.only] if given.only else shapes:
+            if name in shapes:
+                model = transformer_onnx(folder / name, shapes[name], values)
+                rows[name] = row_of(model, wait=not given.busy)
+                print(name, rows[name], flush=True)
+        if given.only in (None, "safetensors"):
+            model = large_transformer(folder / "model.safetensors", SEED)
+            rows["safetensors"] = row_of(model, wait=not given.busy)
+            print("safetensors", rows["safetensors"], flush=True)
+    if given.only:
+        return 0
+    largest = rows["7e9"]
+    reached = {
+        "bytes_a_second": (largest["bytes_a_second"], largest["bytes_a_second"] >= 0.8e9),
+        "peak_private_mb": (largest["peak_private_mb"], largest["peak_private_mb"] < 600),
+    }
+    targets = {
+        name: {"target": TARGETS[name], "reached": number, "met": met}
+        for name, (number, met) in reached.items()
+    }
+    print(f"written to {write_result('streaming', {'seed': SEED, 'targets': targets, **rows})}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
