@@ -44,6 +44,7 @@ def as_rows(cells: list[Cell]) -> list[dict[str, Any]]:
             "drift": [cell.low, cell.high],
             "queries": cell.queries,
             "first": round(cell.first, 4),
+            "apart": round(cell.apart, 4),
             "ten": round(cell.ten, 4),
             "twins_beaten": None if cell.twins is None else round(cell.twins, 4),
         }
@@ -61,6 +62,34 @@ def methods(zoo: Zoo, task: Task) -> dict[str, Any]:
         found[method] = {"cells": as_rows(cells), "cpu_seconds": round(time.process_time() - start)}
         print(method, [(c.low, c.first, c.queries) for c in cells if c.group == "all"], flush=True)
     return found
+
+
+def same_start(coder: IdentityCoder, task: Task, split: Split) -> list[dict[str, Any]]:
+    """Return how often a base trained apart from a held-back base's start is nearest to it.
+
+    Margin: how far its cosine lies above that of the nearest base of any other start.
+    """
+    codes = np.array([coder.code_of(base.member.tokens) for base in task.gallery])
+    starts = np.array([base.member.start for base in task.gallery])
+    found: dict[str, list[float]] = {}
+    for place, base in enumerate(task.gallery):
+        shared = starts == starts[place]
+        if split.trains(base.row) or shared.sum() < 2:
+            continue
+        cosines = codes @ codes[place]
+        others = shared & (np.arange(len(codes)) != place)
+        margin = float(cosines[others].max() - cosines[~shared].max())
+        for group in (base.row["kind"], "all"):
+            found.setdefault(group, []).append(margin)
+    return [
+        {
+            "group": group,
+            "bases": len(margins),
+            "nearest": round(float(np.mean(np.array(margins) > 0)), 4),
+            "margin": [round(float(m), 3) for m in np.quantile(margins, [0.1, 0.5, 0.9])],
+        }
+        for group, margins in sorted(found.items())
+    ]
 
 
 def left_out(zoo: Zoo, relatives: list[Relative]) -> dict[str, Any]:
@@ -123,6 +152,7 @@ def main() -> None:
         "encoder": coder.version,
         "zoo": {"models": len(zoo), "queries": len(task.queries), "bases": len(task.gallery)},
         "invariance": invariance(zoo, coder),
+        "same_start": same_start(coder, task, split),
         "methods": methods(zoo, task),
     }
     if chosen.train:

@@ -38,6 +38,7 @@ from embedder.unit_codes import (
     gathered,
     joined,
     parted,
+    root_of_moment,
     seeded,
     spread,
     unit,
@@ -71,6 +72,9 @@ class Units:
         reach: (units,) lengths of the backward codes: these go against it.
         heads: Whether they are the heads of an attention.
         gates: Whether they are the gates of a gated map, whose units come just before.
+        stream: Whether they stand for a residual stream as it is first read. Its channels may be
+            rotated, so these are the rows of the square root of its second moment, which are 64
+            however many channels there are.
         scaled: Whether each may have any scale, so that its lengths say nothing by themselves.
         spectrum: (heads, 13) of the score matrices (`embedder.tucker`); none for other units.
     """
@@ -84,6 +88,7 @@ class Units:
     reach: NDArray[np.float64]
     heads: bool = False
     gates: bool = False
+    stream: bool = False
     scaled: bool = False
     spectrum: Array | None = None
 
@@ -318,6 +323,7 @@ class _Pass(_Steps):
         self._anchors: dict[int, Array] = {}
         self._anchor_directions: dict[int, tuple[Array, NDArray[np.float64]]] = {}
         self._depth: dict[str, int] = {}
+        self._entered: dict[str, Units] = {}
         self._pulls: list[Pull] = []
         self._last_use = {
             name: depth
@@ -327,6 +333,7 @@ class _Pass(_Steps):
 
     def run(self) -> list[Units]:
         for depth, step in enumerate(self._architecture.steps):
+            self._enter(step, depth)
             fresh, pull = self._steps[step.op](step)
             check_length(fresh, step.target)
             before = 0.0 if step.op is Op.NORM else self._codes.get(step.target, 0.0)
@@ -352,7 +359,19 @@ class _Pass(_Steps):
                     name, depth, Gauge.ORDER, forward, none(forward), read, none(read), gates=True
                 )
                 found.append(gates)
-        return found
+        return [*found, *self._entered.values()]
+
+    def _enter(self, step: Step, depth: int) -> None:
+        """Keep what a residual stream holds where it is first read: what was embedded."""
+        name = self._architecture.root(step.source)
+        if not self._is_stream(name) or name in self._entered or step.source not in self._codes:
+            return
+        rows, lengths = root_of_moment(self._codes[step.source])
+        rows = rows.astype(self._kept, copy=False)
+        none, gone = np.zeros_like(rows), np.zeros_like(lengths)
+        self._entered[name] = Units(
+            name, depth, Gauge.ORDER, rows, none, lengths, gone, stream=True
+        )
 
     def _forget(self, step: Step, depth: int) -> None:
         """Let go of codes of inputs and streams after their last use: they are nobody's units."""

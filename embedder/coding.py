@@ -10,23 +10,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedder.anchors import WIDTH, Units, anchored
+from embedder.anchors import Units, anchored
 from embedder.architecture import Architecture
 from embedder.checkpoint import Checkpoint, Tensor
 from embedder.describing import describe
 from embedder.errors import ArchitectureError, CheckpointError, MissingExtraError
 from embedder.identity import (
-    PAIR_PARTS,
+    FEATURES,
     PARTS,
     IdentityCode,
     IdentityCoder,
-    Tokens,
+    is_hidden,
     tokens_of,
-    unit_rows,
 )
 from embedder.plain import plain_code
 from embedder.products import THREADS, in_order
-from embedder.units import Gauge
 
 LARGEST = 1 << 20
 """Values of the largest tensor that is read as a whole and multiplied in float64: 8 MB. Others are
@@ -101,51 +99,25 @@ def code_of(coder: IdentityCoder, units: Sequence[Units]) -> NDArray[np.float32]
     """
     if sum(len(group.forward) for group in units) <= _MANY:
         return coder.code(units)
-    sums = {part: np.zeros(len(coder.arrays[f"{part}/centre"])) for part in PARTS}
-    counts = dict.fromkeys(PARTS, 0)
+    sums = {part: (np.zeros(FEATURES), 0) for part in PARTS}
 
     def work(piece: Sequence[Units]) -> list[tuple[str, int, NDArray[np.float64]]]:
         return [
-            (part, len(tokens.even), _summed(part, tokens, coder.arrays))
+            (part, len(tokens.even), coder.sum_of(part, tokens))
             for part, tokens in tokens_of(piece).items()
             if len(tokens.even)
         ]
 
     for found in in_order(work, _pieces(units), THREADS):
         for part, count, added in found:
-            sums[part] += added
-            counts[part] += count
-    means = []
-    for part in PARTS:
-        mean = sums[part] / max(counts[part], 1) - coder.arrays[f"{part}/centre"]
-        weight = float(coder.arrays[f"{part}/weight"]) if counts[part] else 0.0
-        means.append(mean / max(float(np.linalg.norm(mean)), 1e-12) * weight)
-    code = coder.arrays["projection"].astype(np.float64) @ np.concatenate(means)
-    return np.asarray(code / max(float(np.linalg.norm(code)), 1e-12), np.float32)
-
-
-def _summed(
-    part: str, tokens: Tokens, arrays: Mapping[str, NDArray[np.float32]]
-) -> NDArray[np.float64]:
-    """Return the sum of `embedder.identity.features` over units.
-
-    It is computed in float32, whose sines take a twentieth of the time.
-    """
-    turned = tokens.codes @ arrays[f"{part}/turn"]
-    frequencies = arrays[f"{part}/frequencies"]
-    if part in PAIR_PARTS:
-        read, reach = (unit_rows(half) for half in np.split(turned, 2, axis=1))
-        pairs = (read @ frequencies[:WIDTH]) * (reach @ frequencies[WIDTH:])
-        return np.asarray(pairs.sum(axis=0, dtype=np.float64))
-    phase = unit_rows(turned) @ frequencies
-    sines = np.where(tokens.even[:, None], 0, np.sin(phase))
-    return np.concatenate([half.sum(axis=0, dtype=np.float64) for half in (np.cos(phase), sines)])
+            total, known = sums[part]
+            sums[part] = total + added, known + count
+    return coder.code_of_sums(sums)
 
 
 def _pieces(units: Sequence[Units]) -> Iterator[list[Units]]:
     """Yield a few units at a time, behind the emptied groups that say where a model ends."""
-    hidden = [group for group in units if group.gauge is not Gauge.NAMED and not group.heads]
-    by_depth = sorted(hidden, key=lambda group: group.depth)
+    by_depth = sorted(filter(is_hidden, units), key=lambda group: group.depth)
     ends = [_cut(group, 0, 0) for group in (*by_depth[:1], *by_depth[-1:])]
     for group in units:
         for first in range(0, len(group.forward), _UNITS_AT_ONCE):

@@ -31,6 +31,8 @@ class Cell:
         high: Drift below which it lies.
         queries: How many.
         first: Share whose base came first.
+        apart: The same without the bases that were trained apart from the random start of the right
+            one: weights alone do not always tell these from it.
         ten: Share whose base was among the first ten.
         twins: Share of those with twins whose base scored above all other seeds of its recipe.
     """
@@ -40,6 +42,7 @@ class Cell:
     high: float
     queries: int
     first: float
+    apart: float
     ten: float
     twins: float | None
 
@@ -88,7 +91,9 @@ def score(task: Task, scores: Scores, groups: Sequence[str] | None = None) -> li
     scores = np.nan_to_num(scores, nan=-np.inf)
     own = scores[np.arange(len(task.queries)), task.right]
     # A tie is no answer: whoever scores as high counts as before.
-    ranks = (scores >= own[:, None]).sum(axis=1)
+    before = scores >= own[:, None]
+    ranks = before.sum(axis=1)
+    apart = (before & ~_shares_start(task)).sum(axis=1)
     beaten = _twins_beaten(task, scores, own)
     drift = np.array([query.drift for query in task.queries])
     group = np.array(groups or [query.row["kind"] for query in task.queries])
@@ -106,11 +111,20 @@ def score(task: Task, scores: Scores, groups: Sequence[str] | None = None) -> li
                         high,
                         int(chosen.sum()),
                         float((ranks[chosen] == 1).mean()),
+                        float((apart[chosen] == 1).mean()),
                         float((ranks[chosen] <= 10).mean()),
                         float(told.mean()) if len(told) else None,
                     )
                 )
     return cells
+
+
+def _shares_start(task: Task) -> NDArray[np.bool_]:
+    """Return which other bases share the random start of each query's own, (queries, gallery)."""
+    starts = np.array([base.member.start for base in task.gallery])
+    shared = (starts == starts[task.right][:, None]) & (starts != "")
+    shared[np.arange(len(task.right)), task.right] = False
+    return np.asarray(shared)
 
 
 def _twins_beaten(task: Task, scores: Scores, own: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -84,7 +84,7 @@ def weight_graph(
         >>> graph.forward.shape, graph.edges.shape
         ((7, 64), (2, 10))
     """
-    units = anchored(weights, architecture)
+    units = [group for group in anchored(weights, architecture) if not group.stream]
     if not units:
         raise ArchitectureError("the model has no hidden units")
     if not gauge:

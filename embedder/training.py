@@ -24,6 +24,7 @@ from embedder.identity import (
     FEATURES,
     PAIR_PARTS,
     PARTS,
+    STREAMS,
     IdentityCoder,
     Tokens,
     untrained,
@@ -174,7 +175,10 @@ class IdentityNetwork(nn.Module):
         codes, even, model = batch.codes[part], batch.even[part], batch.model[part]
         turned = codes @ self.array(f"{part}/turn")
         frequencies = self.array(f"{part}/frequencies")
-        if part in PAIR_PARTS:
+        if part == STREAMS:
+            once, again = (turned @ frequencies).chunk(2, dim=1)
+            found = once * again
+        elif part in PAIR_PARTS:
             read, reach = (
                 nn.functional.normalize(half, dim=1)
                 for half in (turned[:, :WIDTH], turned[:, WIDTH:])

@@ -97,3 +97,19 @@ def unit(code: Array) -> Array:
     """Return one code of unit length; zeros stay zeros."""
     length = float(np.linalg.norm(code))
     return code / length if length else code
+
+
+def root_of_moment(codes: Array) -> tuple[Array, NDArray[np.float64]]:
+    """Return the square root of the second moment of codes, (64, 64), and the lengths of its rows.
+
+    Neither a rotation of the codes nor their order or common scale changes it; its square has the
+    trace 1. It is all zeros where the codes are, or where some are too large to be computed.
+    """
+    largest = float(np.abs(codes).max(initial=0))
+    if not 0 < largest < np.inf:
+        return np.zeros((WIDTH, WIDTH)), np.zeros(WIDTH)
+    scaled = codes.astype(np.float64) / largest
+    moment = scaled.T @ scaled
+    values, vectors = np.linalg.eigh(moment / np.trace(moment))
+    rows = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    return rows, np.linalg.norm(rows, axis=1)

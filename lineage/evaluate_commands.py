@@ -205,6 +205,7 @@ def _answer(found: dict[str, list[Cell]], task: Task, zoo: Path) -> tuple[dict[s
             "to": cell.high,
             "queries": cell.queries,
             "first": round(cell.first, 4),
+            "apart": round(cell.apart, 4),
             "first_ten": round(cell.ten, 4),
             "twins_beaten": None if cell.twins is None else round(cell.twins, 4),
         }
@@ -216,7 +217,8 @@ def _answer(found: dict[str, list[Cell]], task: Task, zoo: Path) -> tuple[dict[s
         "bases": [base.row["id"] for base in task.gallery],
         "recall": cells,
     }
-    columns = ("method", "group", "from", "to", "queries", "first", "first_ten", "twins_beaten")
+    shares = ("first", "apart", "first_ten", "twins_beaten")
+    columns = ("method", "group", "from", "to", "queries", *shares)
     rows = [tuple(cell[name] for name in columns) for cell in cells]
     closing = f"{len(task.queries):,} queries among {len(task.gallery):,} bases."
     return done_json("evaluate-encoder", facts, str(zoo)), Table(columns, rows, closing)

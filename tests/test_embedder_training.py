@@ -1,5 +1,6 @@
 """What the identity coder learns, and that it computes what it was trained to."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,14 @@ from embedder.families import Relative
 from embedder.identity import (
     DIMENSION,
     FEATURES,
-    KERNEL_PARTS,
+    PAIR_PARTS,
     PARTS,
+    STREAMS,
     IdentityCoder,
     Tokens,
     untrained,
 )
-from embedder.matching import agreement, reranked, turned
+from embedder.matching import MOST, agreement, evidence, reranked, turned
 from embedder.training import (
     IdentityNetwork,
     Member,
@@ -27,6 +29,7 @@ from embedder.training import (
     discriminating,
     train_identity,
 )
+from embedder.unit_codes import root_of_moment
 
 NONE = Tokens(np.zeros((0, 64), np.float32), np.zeros(0, bool))
 LOUD = 12
@@ -36,7 +39,7 @@ LOUD = 12
 def parts_of(codes: np.ndarray) -> dict[str, Tokens]:
     """Return units of the first layer, and nothing else."""
     pairs = Tokens(np.zeros((0, 128), np.float32), np.zeros(0, bool))
-    found = {part: NONE if part in KERNEL_PARTS else pairs for part in PARTS}
+    found = {part: pairs if part in PAIR_PARTS else NONE for part in PARTS}
     lengths = np.linalg.norm(codes, axis=1, keepdims=True)
     even = np.zeros(len(codes), bool)
     return {**found, "first read": Tokens((codes / lengths).astype(np.float32), even)}
@@ -55,6 +58,12 @@ def population(families: int, seed: int, units: int = 24) -> list[Member]:
             twins = f"{seed}-{family // 2}"
             members.append(Member(name, "", twins, 3.0 + step, parts_of(rng.permutation(moved))))
     return members
+
+
+def with_stream(member: Member, rows: np.ndarray) -> Member:
+    """Return a model that has a residual stream too."""
+    stream = Tokens(rows.astype(np.float32), np.zeros(len(rows), bool))
+    return replace(member, tokens={**member.tokens, STREAMS: stream})
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +96,8 @@ class TestTraining:
         assert other.version != trained.version
 
     def test_the_network_computes_what_the_coder_does(self, trained: IdentityCoder) -> None:
-        members = population(5, 3)
+        rng = np.random.default_rng(0)
+        members = [with_stream(member, rng.normal(size=(64, 64))) for member in population(5, 3)]
         with torch.no_grad():
             batch = IdentityNetwork(trained)(batch_of(members)).numpy()
         alone = np.array([trained.code_of(member.tokens) for member in members])
@@ -170,8 +180,35 @@ class TestMatching:
         base, child, grandchild, stranger, *_ = (
             turned(member.tokens, trained) for member in population(2, 5)
         )
-        assert agreement(base, base) == pytest.approx(1, abs=1e-5)
-        assert agreement(base, child) > agreement(base, grandchild) > agreement(base, stranger)
+        itself, near, far, none = (
+            np.nanmean(agreement(base, other)) for other in (base, child, grandchild, stranger)
+        )
+        assert itself == pytest.approx(1, abs=1e-5)
+        assert near > far > none
+
+    def test_a_rotated_stream_is_the_same_and_another_is_not(self) -> None:
+        rng = np.random.default_rng(1)
+        (member, *_) = population(1, 7)
+        rows, other = rng.normal(size=(2, 20, 64))
+        rotation = np.linalg.qr(rng.normal(size=(20, 20)))[0]
+        base, copy, stranger = (
+            turned(with_stream(member, root_of_moment(codes)[0]).tokens, untrained())
+            for codes in (rows, 3 * rotation @ rows, other)
+        )
+        assert agreement(base, copy)[-1] == pytest.approx(1, abs=1e-5)
+        assert agreement(base, stranger)[-1] < 0.5
+
+    def test_one_part_that_stands_out_is_enough(self) -> None:
+        rng = np.random.default_rng(2)
+        shown = rng.normal(0.4, 0.02, size=(50, 6))
+        shown[7, 3], shown[:, 5] = 0.6, np.nan
+        assert evidence(shown).argmax() == 7
+
+    def test_of_too_many_units_the_same_are_matched_in_any_order(self) -> None:
+        units = np.random.default_rng(3).normal(size=(MOST + 90, 64))
+        one, other = (turned(parts_of(codes), untrained()) for codes in (units, units[::-1]))
+        assert len(one["first read"].even) == MOST
+        assert agreement(one, other)[0] == pytest.approx(1, abs=1e-5)
 
     def test_ranking_anew_moves_only_the_best(self, trained: IdentityCoder) -> None:
         parts = [turned(member.tokens, trained) for member in population(4, 6)]
