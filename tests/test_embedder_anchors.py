@@ -11,6 +11,7 @@ from embedder.architecture import GATES, Architecture, Builder
 from embedder.errors import ArchitectureError
 from embedder.identity import DIMENSION, Tokens, features, untrained
 from embedder.symmetry import flipped, folded, permuted, rescaled, rotated
+from embedder.unit_codes import root_of_moment, seeded
 
 Weights = Mapping[str, NDArray[np.floating]]
 Change = Callable[[Weights, Architecture, np.random.Generator], Weights]
@@ -157,6 +158,25 @@ class TestInvariance:
         np.testing.assert_allclose(after.read, before.read * 4)
         np.testing.assert_allclose(after.reach, before.reach / 4)
         np.testing.assert_allclose(after.forward, before.forward, atol=1e-12)
+
+
+class TestStreams:
+    @pytest.mark.parametrize("kind", ["gated transformer", "layer norm transformer"])
+    def test_what_was_embedded_is_kept_as_its_second_moment(self, kind: str) -> None:
+        network = ARCHITECTURES[kind]
+        weights = drawn(network)
+        (stream,) = [units for units in anchored(weights, network) if units.stream]
+        assert (stream.forward.shape, stream.reach.any()) == ((64, 64), False)
+        # The table is tokens × channels, and each token has its own anchor.
+        codes = seeded("inputs", 50).T @ weights["table"].reshape(50, -1)
+        moment = codes @ codes.T
+        np.testing.assert_allclose(
+            stream.forward @ stream.forward, moment / np.trace(moment), atol=1e-10
+        )
+
+    def test_what_cannot_be_computed_is_nothing(self) -> None:
+        for codes in (np.zeros((5, 64)), np.full((5, 64), np.inf)):
+            assert not root_of_moment(codes)[0].any()
 
 
 class TestTransposition:
