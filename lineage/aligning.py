@@ -9,11 +9,10 @@ Source: matching units by weights, Ainsworth et al. 2023 (Git Re-Basin), ICLR; t
 from the other side, as a test, is our own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,32 +108,50 @@ _SAME_START_TOO = "a common random start explains that as well as a common train
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Described:
-    """A model with all that alignment looks at."""
+class Described:
+    """What is matched of a model: worth keeping, as it is small and takes all weights to make.
 
-    weights: Mapping[str, Values]
+    Args:
+        architecture: How its tensors hang together.
+        units: The codes of its hidden units.
+    """
+
     architecture: Architecture
     units: Sequence[Units]
 
 
-def align(first: Checkpoint, second: Checkpoint) -> Alignment | None:
+def described(checkpoint: Checkpoint) -> Described | None:
+    """Return what is matched of a model; None for one that is too large or not understood.
+
+    Raises:
+        CheckpointError: A tensor cannot be read.
+    """
+    if checkpoint.parameters > LARGEST:
+        return None
+    try:
+        architecture = describe(checkpoint)
+        return Described(architecture, anchored(_weights(checkpoint, architecture), architecture))
+    except ArchitectureError:
+        return None
+
+
+def _weights(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, Values]:
+    return {t.name: t.read() for t in checkpoint.tensors if t.name in architecture.axes}
+
+
+def align(ours: Described, theirs: Described, second: Checkpoint) -> Alignment | None:
     """Return the second model aligned to the first; None where they are not of one design.
 
     None too where the two ways of matching do not agree, as between strangers.
 
     Args:
-        first: One model.
-        second: The other.
+        ours: What is known of the first.
+        theirs: What is known of the second.
+        second: Its weights.
 
     Raises:
         CheckpointError: A tensor cannot be read.
     """
-    try:
-        ours, theirs = _described(first), _described(second)
-    except ArchitectureError:
-        return None
-    if ours is None or theirs is None:
-        return None
     matched = match_units(ours.units, theirs.units)
     units = sum(m.units for m in matched)
     if units < LEAST_UNITS or sum(m.nearest for m in matched) < NEAREST * units:
@@ -142,7 +159,7 @@ def align(first: Checkpoint, second: Checkpoint) -> Alignment | None:
     agreed = sum(m.agreed for m in matched)
     if agreed < AGREED * units:
         return None
-    return _undone(second, theirs, matched, units, agreed)
+    return _undone(second, theirs.architecture, matched, units, agreed)
 
 
 def match_units(ours: Sequence[Units], theirs: Sequence[Units]) -> list["Match"]:
@@ -158,30 +175,6 @@ def match_units(ours: Sequence[Units], theirs: Sequence[Units]) -> list["Match"]
     first = min((a.depth for a, _ in pairs), default=0)
     last = max((a.depth for a, _ in pairs), default=0)
     return [Match(a, b, first=a.depth == first, last=a.depth == last) for a, b in pairs]
-
-
-_KEPT: WeakKeyDictionary[Checkpoint, _Described] = WeakKeyDictionary()
-"""Descriptions of models that are open: a search asks about one model again and again."""
-
-
-def _described(checkpoint: Checkpoint) -> _Described | None:
-    """Return what alignment looks at; None for a model that is too large.
-
-    Raises:
-        ArchitectureError: It is not known how its tensors hang together.
-        CheckpointError: A tensor cannot be read.
-    """
-    if checkpoint.parameters > LARGEST:
-        return None
-    if checkpoint not in _KEPT:
-        _KEPT[checkpoint] = _read(checkpoint)
-    return _KEPT[checkpoint]
-
-
-def _read(checkpoint: Checkpoint) -> _Described:
-    architecture = describe(checkpoint)
-    weights = {t.name: t.read() for t in checkpoint.tensors if t.name in architecture.axes}
-    return _Described(weights, architecture, anchored(weights, architecture))
 
 
 def _design(units: Sequence[Units]) -> list[tuple[int, Gauge, bool, bool]]:
@@ -264,10 +257,13 @@ def _partners(cosines: Values) -> NDArray[np.intp]:
 
 
 def _undone(
-    checkpoint: Checkpoint, model: _Described, matched: Sequence[Match], units: int, agreed: int
+    checkpoint: Checkpoint,
+    architecture: Architecture,
+    matched: Sequence[Match],
+    units: int,
+    agreed: int,
 ) -> Alignment:
     """Return the aligned model."""
-    architecture = model.architecture
     orders: dict[str, NDArray[np.intp]] = {}
     factors: dict[str, Values] = {}
     for match in matched:
@@ -278,7 +274,8 @@ def _undone(
         known = architecture.groups[name].gauge in (Gauge.SCALE, Gauge.SIGN)
         if known or np.std(np.log(np.abs(scales))) > RESCALED:
             factors[name] = scales
-    weights = multiplied(reordered(model.weights, architecture, orders), architecture, factors)
+    weights = reordered(_weights(checkpoint, architecture), architecture, orders)
+    weights = multiplied(weights, architecture, factors)
     tensors = tuple(_with(tensor, weights.get(tensor.name)) for tensor in checkpoint.tensors)
     aligned = Checkpoint(
         checkpoint.location, checkpoint.format, tensors, adapter=checkpoint.adapter

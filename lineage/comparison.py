@@ -4,12 +4,14 @@ import math
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cache
 
+from embedder.checkpoint import Checkpoint
 from embedder.errors import CheckpointError
 from embedder.fingerprint import take_fingerprint
 from embedder.opening import open_checkpoint
 from index.search import ALIKE
-from lineage.aligning import after_alignment, align
+from lineage.aligning import after_alignment, align, described
 from lineage.chance import corrected
 from lineage.direction import Direction, direction_of
 from lineage.known import Known, may_be_read, measure_pair
@@ -116,17 +118,22 @@ def _aligned(
     """Return what is measured and decided once the second's hidden units are put back in order."""
     try:
         with ExitStack() as stack:
-            one, other = (
-                known.opened(model)
-                if known is not None
-                else stack.enter_context(open_checkpoint(model.location))
-                for model in (first, second)
-            )
-            alignment = align(one, other)
+
+            @cache
+            def opened(model: Model) -> Checkpoint:
+                if known is not None:
+                    return known.opened(model)
+                return stack.enter_context(open_checkpoint(model.location))
+
+            tell = known.described if known is not None else lambda model: described(opened(model))
+            ours, theirs = tell(first), tell(second)
+            if ours is None or theirs is None:
+                return None
+            alignment = align(ours, theirs, opened(second))
             if alignment is None:
                 return None
             prints = first.fingerprint, take_fingerprint(alignment.second)
-            measured = measure(*prints, (one, alignment.second))
+            measured = measure(*prints, (opened(first), alignment.second))
     except (CheckpointError, OSError):
         return None
     return measured, after_alignment(decide(*prints, measured), alignment)

@@ -12,6 +12,7 @@ from embedder.identity import IdentityCode
 from embedder.opening import open_checkpoint
 from index.catalogue import Catalogue, Entry
 from index.search import Candidate, ModelIndex
+from lineage.aligning import Described, described
 from lineage.measure import METHOD, Measurement, measure
 from lineage.models import Model, model_of
 
@@ -21,6 +22,7 @@ which costs no reading."""
 
 _MODELS_AT_HAND = 512
 _OPEN_AT_HAND = 8
+_DESCRIBED_AT_HAND = 128
 _MEASURED_AT_HAND = 512
 
 Key = TypeVar("Key")
@@ -75,6 +77,7 @@ class Known:
         self.catalogue = catalogue
         self._index = ModelIndex(catalogue)
         self._models: OrderedDict[tuple[int, bytes], Model] = OrderedDict()
+        self._described: OrderedDict[tuple[str, bytes], Described | None] = OrderedDict()
         self._open: OrderedDict[tuple[str, bytes], Checkpoint] = OrderedDict()
         self._measured: OrderedDict[tuple[bytes, bytes], Measurement] = OrderedDict()
 
@@ -147,6 +150,18 @@ class Known:
         for old in _shortened(self._open, key, _OPEN_AT_HAND):
             old.close()
         return self._open[key]
+
+    def described(self, model: Model) -> Described | None:
+        """Return what is matched of a model, if its architecture is known.
+
+        Raises:
+            CheckpointError: It cannot be opened or read.
+        """
+        key = (str(model.location), model.identity)
+        if key not in self._described:
+            self._described[key] = described(self.opened(model))
+        _shortened(self._described, key, _DESCRIBED_AT_HAND)
+        return self._described[key]
 
     def close(self) -> None:
         """Close the files that are kept open; a second call does nothing."""

@@ -10,9 +10,10 @@ from safetensors.numpy import save_file
 
 from command import answer_of, lineage
 from embedder.architecture import Builder
+from embedder.checkpoint import Checkpoint
 from embedder.opening import open_checkpoint
 from embedder.symmetry import permuted, rescaled
-from lineage.aligning import AGREED, align
+from lineage.aligning import AGREED, Alignment, align, described
 from lineage.verdict import Relation
 
 Weights = dict[str, NDArray[np.float32]]
@@ -104,6 +105,13 @@ class TestCatalogue:
         assert done.answer["claims"][0]["answer"] in ("supported", "cannot-say")
 
 
+def aligned(first: Checkpoint, second: Checkpoint) -> Alignment | None:
+    ours, theirs = described(first), described(second)
+    assert ours is not None
+    assert theirs is not None
+    return align(ours, theirs, second)
+
+
 class TestAlign:
     def test_the_aligned_weights_are_those_of_the_copy(self, tmp_path: Path) -> None:
         base = network(3)
@@ -113,7 +121,7 @@ class TestAlign:
             open_checkpoint(tmp_path / "base.safetensors") as one,
             open_checkpoint(tmp_path / "copy.safetensors") as other,
         ):
-            found = align(one, other)
+            found = aligned(one, other)
             assert found is not None
             assert (found.units, found.agreed, found.moved) == (100, 100, True)
             for tensor in found.second.tensors:
@@ -127,7 +135,7 @@ class TestAlign:
             open_checkpoint(tmp_path / "a.safetensors") as one,
             open_checkpoint(tmp_path / "b.safetensors") as other,
         ):
-            assert align(one, other) is None
+            assert aligned(one, other) is None
 
     def test_what_is_not_of_one_design_is_not_aligned(self, tmp_path: Path) -> None:
         save_file(network(1), tmp_path / "a.safetensors")
@@ -143,7 +151,7 @@ class TestAlign:
             open_checkpoint(tmp_path / "a.safetensors") as one,
             open_checkpoint(tmp_path / "b.safetensors") as other,
         ):
-            assert align(one, other) is None
+            assert aligned(one, other) is None
 
     def test_the_limit_lies_between_strangers_and_kin(self) -> None:
         assert 0.38 < AGREED < 1
