@@ -8,7 +8,8 @@ import difflib
 import json
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.resources import files
@@ -239,9 +240,9 @@ class SqliteCatalogue:
         """Return the numbers of all models and their vectors, (n,) and (n, 1024)."""
         with self._errors():
             rows = self._database.execute(
-                "SELECT id, vector, name FROM models WHERE method = ? ORDER BY id", (METHOD,)
-            ).fetchall()
-        return _stacked(rows, self.url, DIMENSION)
+                "SELECT id, vector FROM models WHERE method = ? ORDER BY id", (METHOD,)
+            )
+            return _stacked(self._database, rows, self.url, DIMENSION)
 
     def code(self, model: int) -> IdentityCode | None:
         """Return a model's identity code, if it has one."""
@@ -255,15 +256,13 @@ class SqliteCatalogue:
 
     def codes(self, encoder: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return the numbers of models and their codes by one encoder, (n,) and (n, 256)."""
-        rows: list[tuple[int, bytes, str]] = []
-        if self._has_codes:
-            with self._errors():
-                rows = self._database.execute(
-                    "SELECT model, code, name FROM codes JOIN models ON models.id = model "
-                    "WHERE encoder = ? ORDER BY model",
-                    (encoder,),
-                ).fetchall()
-        return _stacked(rows, self.url, CODE_DIMENSION)
+        if not self._has_codes:
+            return np.zeros(0, np.int64), np.zeros((0, CODE_DIMENSION), np.float32)
+        with self._errors():
+            rows = self._database.execute(
+                "SELECT model, code FROM codes WHERE encoder = ? ORDER BY model", (encoder,)
+            )
+            return _stacked(self._database, rows, self.url, CODE_DIMENSION)
 
     def sharing(self, keys: Sequence[bytes]) -> dict[int, int]:
         """Return model → values that it holds in tensors with one of these keys."""
@@ -413,15 +412,22 @@ def _cure_of(error: sqlite3.DatabaseError) -> str:
 
 
 def _stacked(
-    rows: Sequence[tuple[int, bytes, str]], url: str, width: int
+    database: sqlite3.Connection, rows: Iterable[tuple[int, bytes]], url: str, width: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return numbers and vectors, (n,) and (n, width), of rows of number, vector and name."""
-    for _, vector, name in rows:
+    """Return numbers and vectors, (n,) and (n, width), of rows of number and vector.
+
+    Rows are taken as they come: a list of a million would take as much memory again.
+    """
+    numbers, joined = array("q"), bytearray()
+    for number, vector in rows:
         if len(vector) != 4 * width:
+            [(name,)] = database.execute("SELECT name FROM models WHERE id = ?", (number,))
             raise CatalogueError(f"{url}: {name}: its vector is damaged; {_again(name)}")
-    ids = np.array([row[0] for row in rows], np.int64)
-    joined = b"".join(row[1] for row in rows)
-    return ids, np.frombuffer(joined, "<f4").reshape(len(rows), width)
+        numbers.append(number)
+        joined += vector
+    vectors = np.frombuffer(joined, "<f4").reshape(len(numbers), width)
+    vectors.flags.writeable = False
+    return np.array(numbers, np.int64), vectors
 
 
 def _again(name: str) -> str:

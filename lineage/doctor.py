@@ -61,7 +61,8 @@ def _package(name: str) -> dict[str, str]:
 
 def _search() -> dict[str, str]:
     if _installed("faiss"):
-        return _line("vector search", "ok", "FAISS from 5,000 models, numpy below; both exact")
+        note = "FAISS from 5,000 models, numpy below; exact, but for codes from 200,000"
+        return _line("vector search", "ok", note)
     note = 'numpy, exact, to 100,000 models; for more: pip install "model-lineage[cpu]"'
     return _line("vector search", "ok", note)
 

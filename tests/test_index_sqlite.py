@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from catalogue_contract import CatalogueContract
 from catalogue_writer import model
+from embedder.identity import IdentityCode
 from index.catalogue import open_catalogue
 from index.errors import CatalogueError
 from index.sqlite import FILE, SqliteCatalogue
@@ -104,3 +105,19 @@ def test_an_export_with_a_wrong_vector_does_not_spoil_a_catalogue(
         with pytest.raises(CatalogueError, match="sent: m: its vector is damaged"):
             import_catalogue(second, tmp_path / "sent")
         assert len(second.vectors()[0]) == 1
+
+
+def test_a_damaged_code_names_its_model(tmp_path: Path) -> None:
+    with SqliteCatalogue(str(tmp_path), create=True) as catalogue:
+        code = IdentityCode("e", np.full(256, 1 / 16, np.float32))
+        for seed in range(3):
+            catalogue.add(*model(f"m{seed}", seed), code)
+        ids, codes = catalogue.codes("e")
+        assert ids.tolist() == [catalogue.get(f"m{seed}").id for seed in range(3)]
+        assert codes.tolist() == [code.vector.tolist()] * 3
+        assert len(catalogue.codes("another")[0]) == 0
+        with sqlite3.connect(tmp_path / FILE) as database:
+            database.execute("UPDATE codes SET code = ? WHERE model = ?", (b"1", int(ids[1])))
+        database.close()
+        with pytest.raises(CatalogueError, match="m1: its vector is damaged"):
+            catalogue.codes("e")
