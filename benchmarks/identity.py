@@ -3,6 +3,7 @@
     python -m benchmarks.identity ZOO           the shipped encoder and simpler codes, same queries
     python -m benchmarks.identity ZOO --train   also encoders trained without one kind of network,
                                                 one task and one operation, fixed beforehand
+    python -m benchmarks.identity ZOO --method flat   this row anew, beside those that are there
 
 Queries are the children and copies of held-back recipes (folds 8 and 9), reordered, rescaled and
 flipped; the gallery is every base of the zoo. It writes benchmarks/results/identity.json, keeping
@@ -12,7 +13,7 @@ rows that are there already.
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +53,11 @@ def as_rows(cells: list[Cell]) -> list[dict[str, Any]]:
     ]
 
 
-def methods(zoo: Zoo, task: Task) -> dict[str, Any]:
-    """Score every method on the same queries."""
+def methods(zoo: Zoo, task: Task, names: Sequence[str]) -> dict[str, Any]:
+    """Score methods on the same queries."""
     found = {}
     shown = show(zoo, task)
-    for method in METHODS:
+    for method in names:
         start = time.process_time()
         cells = score(task, scores_of(method, shown, shipped_coder()))
         found[method] = {"cells": as_rows(cells), "cpu_seconds": round(time.process_time() - start)}
@@ -140,6 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("zoo", type=Path)
     parser.add_argument("--train", action="store_true")
+    parser.add_argument("--method", action="append", choices=METHODS)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     zoo, split = open_zoo(chosen.zoo), Split()
@@ -147,19 +149,41 @@ def main() -> None:
     task = task_of(relatives, [not split.trains(relative.row) for relative in relatives])
     path = RESULTS / "identity.json"
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    result = measured(zoo, relatives, task, before, chosen)
+    print("written to", write_result("identity", result))
+
+
+def measured(
+    zoo: Zoo,
+    relatives: list[Relative],
+    task: Task,
+    before: dict[str, Any],
+    chosen: argparse.Namespace,
+) -> dict[str, Any]:
+    """Return what was asked for, beside what was measured before."""
     coder = shipped_coder()
+    if chosen.method:
+        if before["encoder"] != coder.version:
+            raise SystemExit("the other rows are of another encoder; run without --method")
+        kept = {name: before[name] for name in _PARTS if name in before}
+        rows = before["methods"] | methods(zoo, task, chosen.method)
+        ordered = {name: rows[name] for name in METHODS if name in rows}
+        return {**kept, "methods": ordered}
     result = {
         "encoder": coder.version,
         "zoo": {"models": len(zoo), "queries": len(task.queries), "bases": len(task.gallery)},
         "invariance": invariance(zoo, coder),
-        "same_start": same_start(coder, task, split),
-        "methods": methods(zoo, task),
+        "same_start": same_start(coder, task, Split()),
+        "methods": methods(zoo, task, METHODS),
     }
     if chosen.train:
         result["left_out"] = left_out(zoo, relatives)
     elif "left_out" in before:
         result["left_out"] = before["left_out"]
-    print("written to", write_result("identity", result))
+    return result
+
+
+_PARTS = ("encoder", "zoo", "invariance", "same_start", "methods", "left_out")
 
 
 if __name__ == "__main__":

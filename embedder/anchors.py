@@ -41,6 +41,7 @@ from embedder.unit_codes import (
     root_of_moment,
     seeded,
     spread,
+    strength_of,
     unit,
 )
 from embedder.units import Gauge
@@ -431,14 +432,16 @@ class _Pass(_Steps):
         if codes is None:
             raise ArchitectureError(f"{name}: no step writes it")
         back = np.zeros_like(codes) if back is None else back
-        forward, read = self._directions(name, codes)
+        gated = name in self._gates
+        scaled = gated or group.gauge is Gauge.SCALE
+        strength = strength_of(codes, back) if scaled and back.any() else None
+        forward, read = self._directions(name, codes, strength)
         if back is self._anchors.get(len(back)):
             if len(back) not in self._anchor_directions:
                 self._anchor_directions[len(back)] = self._directions(name, back)
             reached, reach = self._anchor_directions[len(back)]
         else:
-            reached, reach = self._directions(name, back)
-        gated = name in self._gates
+            reached, reach = self._directions(name, back, strength)
         return Units(
             name,
             self._depth[name],
@@ -448,11 +451,13 @@ class _Pass(_Steps):
             read,
             reach,
             heads=name in self._heads,
-            scaled=gated or group.gauge is Gauge.SCALE,
+            scaled=scaled,
             spectrum=self._spectra.get(name),
         )
 
-    def _directions(self, name: str, codes: Array) -> tuple[Array, NDArray[np.float64]]:
+    def _directions(
+        self, name: str, codes: Array, strength: NDArray[np.float64] | None = None
+    ) -> tuple[Array, NDArray[np.float64]]:
         """Return codes of unit length as they are kept, and their lengths.
 
         Raises:
@@ -460,7 +465,7 @@ class _Pass(_Steps):
         """
         codes = codes.astype(np.float64, copy=False)
         check_length(codes, name)
-        found, lengths = directions(codes)
+        found, lengths = directions(codes, strength)
         return found.astype(self._kept, copy=False), lengths
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import eigh
 
 from embedder.anchors import Units
 from embedder.units import Gauge
@@ -69,6 +70,7 @@ def path_product(weights: Mapping[str, Values], units: Sequence[Units]) -> Code:
 RIVALS: Mapping[str, Callable[[Mapping[str, Values], Sequence[Units]], Code]] = {
     "statistics": statistics,
     "flat": flat,
+    "flat PCA": flat,
     "singular values": singular_values,
     "path product": path_product,
 }
@@ -76,6 +78,32 @@ RIVALS: Mapping[str, Callable[[Mapping[str, Values], Sequence[Units]], Code]] = 
 
 STANDARDISED = frozenset({"statistics", "singular values"})
 """Those whose numbers have units of their own, and are set to mean 0 and deviation 1."""
+
+
+REDUCED = frozenset({"flat PCA"})
+"""Those that are told by their principal components alone."""
+
+_COMPONENTS = 256
+
+
+def reduced(
+    queries: NDArray[np.float32], gallery: NDArray[np.float32]
+) -> list[NDArray[np.float32]]:
+    """Return both by the 256 principal components of the gallery, as Schürholt et al. 2021 do."""
+    mean = gallery.mean(axis=0)
+    covariance = np.cov(gallery.T)
+    size = len(covariance)
+    kept = (max(size - _COMPONENTS, 0), size - 1)
+    _, vectors = eigh(covariance, subset_by_index=kept)
+    return [np.asarray((rows - mean) @ vectors, np.float32) for rows in (queries, gallery)]
+
+
+def standardised(
+    queries: NDArray[np.float32], gallery: NDArray[np.float32]
+) -> list[NDArray[np.float32]]:
+    """Return both with the mean and deviation that the gallery has taken out."""
+    mean, deviation = gallery.mean(axis=0), np.maximum(gallery.std(axis=0), 1e-6)
+    return [(rows - mean) / deviation for rows in (queries, gallery)]
 
 
 def _filled(numbers: Code, size: int) -> Code:

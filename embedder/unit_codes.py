@@ -73,13 +73,28 @@ def parted(codes: Array, coins: Array) -> Array:
     return np.asarray((coins[:, None, :] * codes).reshape(-1, WIDTH))
 
 
-def directions(codes: Array) -> tuple[Array, NDArray[np.float64]]:
-    """Return codes of unit length, and their lengths."""
+def directions(
+    codes: Array, strength: NDArray[np.float64] | None = None
+) -> tuple[Array, NDArray[np.float64]]:
+    """Return codes of unit length, and their lengths; zeros for units that are dead.
+
+    Args:
+        codes: (units, 64).
+        strength: (units,) by which it is told which units are dead; by default the lengths.
+    """
     lengths = np.linalg.norm(codes, axis=1)
+    strength = lengths if strength is None else strength
     # What is left of a sum that cancels is noise of rounding, and no direction.
-    alive = lengths > 1e-12 * max(float(lengths.max(initial=0)), 1e-300)
+    alive = strength > 1e-12 * max(float(strength.max(initial=0)), 1e-300)
+    alive &= lengths > 0
     lengths = np.where(alive, lengths, 0)
     return np.where(alive[:, None], codes, 0) / np.where(alive, lengths, 1)[:, None], lengths
+
+
+def strength_of(codes: Array, back: Array) -> NDArray[np.float64]:
+    """Return how much units read times how much they do, (units,), whatever their scale."""
+    read, reach = (np.linalg.norm(side, axis=1).astype(np.float64) for side in (codes, back))
+    return np.asarray(read / max(read.max(initial=0), 1e-300) * reach)
 
 
 def check_length(codes: Array, name: str) -> None:

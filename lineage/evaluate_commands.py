@@ -16,7 +16,7 @@ from embedder.evaluating import Cell, Scores, Task, cosines, score, task_of
 from embedder.families import Relative, Split, relatives_of
 from embedder.identity import IdentityCoder, tokens_of, untrained
 from embedder.matching import reranked, turned
-from embedder.rivals import RIVALS, STANDARDISED
+from embedder.rivals import REDUCED, RIVALS, STANDARDISED, reduced, standardised
 from embedder.symmetry import flipped, permuted, rescaled
 from embedder.zoo.shards import Zoo, open_zoo
 from lineage.answers import done_json
@@ -143,7 +143,11 @@ def scores_of(method: str, shown: tuple[list[Shown], list[Shown]], coder: Identi
         )
         for part in shown
     ]
-    scores = cosines(*(standardised(*codes) if name in STANDARDISED else codes))
+    if name in STANDARDISED:
+        codes = standardised(*codes)
+    elif name in REDUCED:
+        codes = reduced(*codes)
+    scores = cosines(*codes)
     if method == name:
         return scores
     queries, gallery = ([turned(tokens_of(units), coder) for _, units in part] for part in shown)
@@ -160,14 +164,6 @@ def _shown(zoo: Zoo, relative: Relative, disguise: int | None = None) -> Shown:
         for change in (rescaled, flipped, permuted):
             weights = change(weights, architecture, rng)
     return weights, anchored(weights, architecture)
-
-
-def standardised(
-    queries: NDArray[np.float32], gallery: NDArray[np.float32]
-) -> list[NDArray[np.float32]]:
-    """Return both with the mean and deviation that the gallery has taken out."""
-    mean, deviation = gallery.mean(axis=0), np.maximum(gallery.std(axis=0), 1e-6)
-    return [(rows - mean) / deviation for rows in (queries, gallery)]
 
 
 def read_predictions(path: Path, task: Task) -> Scores:

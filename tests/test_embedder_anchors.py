@@ -159,6 +159,21 @@ class TestInvariance:
         np.testing.assert_allclose(after.reach, before.reach / 4)
         np.testing.assert_allclose(after.forward, before.forward, atol=1e-12)
 
+    def test_no_scale_makes_a_unit_die(self) -> None:
+        """Found on a real network, in which some units had all but died: 1e-12 of the others."""
+        network = mlp("relu")
+        weights = drawn(network)
+        factor = np.where(np.arange(30) == 4, 1e-14, 1.0)[:, None]
+        other = dict(
+            weights,
+            a=weights["a"] * factor,
+            ab=weights["ab"] * factor[:, 0],
+            b=weights["b"] / factor[:, 0],
+        )
+        difference = np.linalg.norm(code(weights, network) - code(other, network))
+        assert difference < 1e-6
+        assert (anchored(other, network)[0].read > 0).all()
+
 
 class TestStreams:
     @pytest.mark.parametrize("kind", ["gated transformer", "layer norm transformer"])
