@@ -92,9 +92,13 @@ def directions(
 
 
 def strength_of(codes: Array, back: Array) -> NDArray[np.float64]:
-    """Return how much units read times how much they do, (units,), whatever their scale."""
-    read, reach = (np.linalg.norm(side, axis=1).astype(np.float64) for side in (codes, back))
-    return np.asarray(read / max(read.max(initial=0), 1e-300) * reach)
+    """Return how much units read times how much they do, (units,), whatever their scale.
+
+    Of a unit that has been cut off on one side the other is told alone.
+    """
+    sides = np.stack([np.linalg.norm(side, axis=1) for side in (codes, back)]).astype(np.float64)
+    sides /= np.maximum(sides.max(axis=1, initial=0, keepdims=True), 1e-300)
+    return np.asarray(np.where(sides > 0, sides, 1).prod(axis=0) * sides.any(axis=0))
 
 
 def check_length(codes: Array, name: str) -> None:
