@@ -8,7 +8,7 @@ writes them anew, each block between a comment with its name and the same commen
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -213,6 +213,56 @@ def plain() -> str:
     return f"{words}\n\n{as_table(('drift', *bins), rows)}"
 
 
+def million() -> str:
+    """Return what the concepts tell of the search among many identity codes."""
+    found = json.loads((RESULTS / "million.json").read_text(encoding="utf-8"))
+    sizes, near = found["sizes"].values(), found["cosines_of_strangers"]
+    loads = [size["nearest"][count]["load"] for size in sizes for count in ("6", "1000")]
+
+    def taken(told: Mapping[str, float]) -> str:
+        return f"{told['cpu_median_ms']:.1f}, {told['median_ms']:.1f} ms"
+
+    rows: list[tuple[str, ...]] = []
+    for count, words in (("6", "the six nearest"), ("1000", "the 1,000 nearest")):
+        told = [size["nearest"][count] for size in sizes]
+        rows += [
+            (f"relatives among {words}", *(f"{one['found']:.3f}" for one in told)),
+            ("… by exact search", *(f"{one['found_by_exact_search']:.3f}" for one in told)),
+            ("… processor, clock", *(taken(one) for one in told)),
+            (
+                "… the same among 1 %",
+                *(taken(size["filtered"][count]) for size in sizes),
+            ),
+        ]
+    rows += [
+        ("one exact scan", *(taken(size["scan"]) for size in sizes)),
+        ("making the index", *(f"{size['index']['build_seconds']:.1f} s" for size in sizes)),
+        (
+            "reading the catalogue",
+            *(f"{size['from_catalogue']['seconds']:.1f} s" for size in sizes),
+        ),
+        (
+            "memory: codes, index",
+            *(f"{size['index']['codes_mb']:,} MB, {size['index']['more_mb']} MB" for size in sizes),
+        ),
+    ]
+    tail = "; ".join(
+        f"one in {share} above {drawn:.2f}, of real ones above {true:.2f}"
+        for share, drawn, true in zip(
+            ("1,000", "10,000", "100,000"), near["drawn"][2:], near["real"][2:], strict=True
+        )
+    )
+    words = (
+        "Children and copies of recipes that the encoder has not seen, those of "
+        f"{found['zoo']['queries']:,} that lie\nabove 99.9 % of the strangers; one thread of an "
+        f"{found['machine']['processor']} under a load of {min(loads):.1f} to\n{max(loads):.1f} "
+        f"(`benchmarks/results/million.json`, {found['date']}). Strangers are drawn like the\n"
+        f"bases of the zoo, and their cosines with the queries are those of real ones:\n{tail}."
+    )
+    columns = ("codes", *(f"{int(size):,}" for size in found["sizes"]))
+    return f"{words}\n\n{as_table(columns, rows)}"
+
+
 NUMBERS: dict[str, Callable[[], str]] = {
     "scores": scores,
     "speeds": speeds,
@@ -221,6 +271,7 @@ NUMBERS: dict[str, Callable[[], str]] = {
     "function": function,
     "streaming": streaming,
     "plain": plain,
+    "million": million,
 }
 
 
