@@ -269,7 +269,7 @@ def remove(output: Output, models: tuple[str, ...]) -> int:
 def check(output: Output) -> int:
     """Look whether the catalogue is whole."""
     with output.engine() as engine:
-        facts = {"problems": engine.catalogue.check(), "models": len(engine.catalogue)}
+        facts = {"problems": engine.check(), "models": len(engine.catalogue)}
     output.tell("check", facts)
     return UNDECIDED if facts["problems"] else DONE
 

@@ -23,7 +23,7 @@ from embedder.identity import (
     is_hidden,
     tokens_of,
 )
-from embedder.plain import plain_code
+from embedder.plain import ENCODER, plain_code
 from embedder.products import THREADS, in_order
 
 LARGEST = 1 << 20
@@ -143,6 +143,11 @@ def code_or_none(checkpoint: Checkpoint) -> IdentityCode | None:
         return _described_code(checkpoint, architecture)
     except (ArchitectureError, CheckpointError, MissingExtraError):
         return None
+
+
+def current_encoders() -> frozenset[str]:
+    """Return the names of the encoders whose codes this program makes."""
+    return frozenset({shipped_coder().version, ENCODER})
 
 
 _PRETRAINED = files("embedder").joinpath("pretrained")

@@ -109,6 +109,9 @@ class Catalogue(Protocol):
     def codes(self, encoder: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return the numbers of models and their codes by one encoder, (n,) and (n, 256)."""
 
+    def encoders(self) -> dict[str, int]:
+        """Return encoder → how many models have a code by it."""
+
     def sharing(self, keys: Sequence[bytes]) -> dict[int, int]:
         """Return model → values that it holds in tensors with one of these keys."""
 

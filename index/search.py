@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from embedder.coding import current_encoders
 from embedder.fingerprint import Fingerprint
 from embedder.identity import IdentityCode
 from index.catalogue import Catalogue
@@ -53,6 +54,7 @@ class ModelIndex:
         self.catalogue = catalogue
         self._vectors: VectorIndex | None = None
         self._codes: dict[str, VectorIndex] = {}
+        self._outdated: int | None = None
         self._generation = -1
 
     def candidates(
@@ -93,6 +95,16 @@ class ModelIndex:
         """The number of models that are searched: those of this program's method."""
         return len(self._current_vectors())
 
+    @property
+    def outdated(self) -> int:
+        """The number of models whose codes were made by another encoder than this program's."""
+        self._current_vectors()
+        if self._outdated is None:
+            known = self.catalogue.encoders()
+            current = current_encoders() if known else frozenset()
+            self._outdated = sum(n for encoder, n in known.items() if encoder not in current)
+        return self._outdated
+
     def _alike(self, code: IdentityCode | None) -> dict[int, float]:
         """Return the models with the nearest identity codes, and their cosines."""
         if code is None:
@@ -110,5 +122,6 @@ class ModelIndex:
         if self._vectors is None or generation != self._generation:
             self._vectors = vector_index(*self.catalogue.vectors())
             self._codes.clear()
+            self._outdated = None
             self._generation = generation
         return self._vectors

@@ -105,7 +105,8 @@ class SqliteCatalogue:
                 f"{self.url}: made by a later version of this program (schema {version}, here "
                 f"{SCHEMA}); nothing was changed; add the models to a new catalogue"
             )
-        self._has_codes = version >= _SCHEMA_OF_CODES or not self._read_only
+        if self._read_only and version < _SCHEMA_OF_CODES:
+            self._database.execute("CREATE TEMP TABLE codes (model, encoder, code)")
         if not self._read_only:
             for step in range(version + 1, SCHEMA + 1):
                 _take_step(self._database, step)
@@ -246,8 +247,6 @@ class SqliteCatalogue:
 
     def code(self, model: int) -> IdentityCode | None:
         """Return a model's identity code, if it has one."""
-        if not self._has_codes:
-            return None
         with self._errors():
             row = self._database.execute(
                 "SELECT encoder, code FROM codes WHERE model = ?", (model,)
@@ -256,13 +255,17 @@ class SqliteCatalogue:
 
     def codes(self, encoder: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return the numbers of models and their codes by one encoder, (n,) and (n, 256)."""
-        if not self._has_codes:
-            return np.zeros(0, np.int64), np.zeros((0, CODE_DIMENSION), np.float32)
         with self._errors():
             rows = self._database.execute(
                 "SELECT model, code FROM codes WHERE encoder = ? ORDER BY model", (encoder,)
             )
             return _stacked(self._database, rows, self.url, CODE_DIMENSION)
+
+    def encoders(self) -> dict[str, int]:
+        """Return encoder → how many models have a code by it."""
+        with self._errors():
+            rows = self._database.execute("SELECT encoder, count(*) FROM codes GROUP BY encoder")
+            return {str(encoder): int(count) for encoder, count in rows}
 
     def sharing(self, keys: Sequence[bytes]) -> dict[int, int]:
         """Return model → values that it holds in tensors with one of these keys."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from embedder.coding import code_or_none
+from embedder.coding import code_or_none, current_encoders
 from embedder.discovery import Found, find_models, folder_kind, located
 from embedder.errors import CheckpointError, EmptyModelError, MissingExtraError, ModelLineageError
 from embedder.fingerprint import METHOD, Fingerprint, take_fingerprint
@@ -125,10 +125,12 @@ def plan(
     """
     known = {entry.name: entry for entry in catalogue.entries()} if catalogue is not None else {}
     by_location = {entry.location: entry for entry in known.values()}
+    outdated = _outdated(catalogue, known.values()) if catalogue is not None and codes else set()
     jobs, unchanged, taken = [], [], set(known)
     for location, found in _found_once(paths):
         entry = by_location.get(location)
-        if entry and entry.method == METHOD and not name and entry.stamp == restamped(entry.stamp):
+        same = entry and entry.method == METHOD and not name
+        if entry and same and entry.stamp == restamped(entry.stamp) and entry.id not in outdated:
             unchanged.append(entry.name)
             continue
         chosen = name or (entry.name if entry else _free_name(found, taken))
@@ -138,6 +140,15 @@ def plan(
     if name:
         _check_name(name, jobs, known)
     return jobs, unchanged
+
+
+def _outdated(catalogue: Catalogue, entries: Iterable[Entry]) -> set[int]:
+    """Return the numbers of models whose codes were made by another encoder than this program's."""
+    known = catalogue.encoders()
+    if not known or known.keys() <= current_encoders():
+        return set()
+    codes = ((entry.id, catalogue.code(entry.id)) for entry in entries)
+    return {model for model, code in codes if code and code.encoder not in current_encoders()}
 
 
 def _found_once(paths: Iterable[Path]) -> Iterator[tuple[str, Found]]:

@@ -49,7 +49,7 @@ def _direction(found: Comparison) -> Json:
 
 def parents_json(found: Relatives, catalogue: str) -> Json:
     """Return the answer of `parents`."""
-    limits = [limit for c in found.parents() for limit in c.verdict.limits]
+    limits = [*found.limits, *(limit for c in found.parents() for limit in c.verdict.limits)]
     return {
         **_head("parents", catalogue, limits),
         "model": found.model.name,
@@ -60,7 +60,7 @@ def parents_json(found: Relatives, catalogue: str) -> Json:
 
 def children_json(found: Relatives, catalogue: str) -> Json:
     """Return the answer of `children`."""
-    limits = [limit for c in found.children() for limit in c.verdict.limits]
+    limits = [*found.limits, *(limit for c in found.children() for limit in c.verdict.limits)]
     own = found.model.name
     return {
         **_head("children", catalogue, limits),

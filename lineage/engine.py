@@ -102,6 +102,10 @@ class LineageEngine:
         for entry in [self.catalogue.get(name) for name in names]:
             self.catalogue.remove(entry.name)
 
+    def check(self) -> list[str]:
+        """Return what is wrong with the catalogue, in sentences; nothing if all is well."""
+        return self.catalogue.check() or list(self.known.limits())
+
     def entries(self, pattern: str = "*") -> list[Entry]:
         """Return the catalogued models whose names match a shell pattern."""
         return [entry for entry in self.catalogue.entries() if fnmatch(entry.name, pattern)]

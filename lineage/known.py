@@ -92,6 +92,17 @@ class Known:
         """The number of models that are searched: those of this program's method."""
         return self._index.size
 
+    def limits(self) -> tuple[str, ...]:
+        """Return what a search cannot see, in sentences."""
+        number = self._index.outdated
+        if number == 0:
+            return ()
+        models = "1 catalogued model has" if number == 1 else f"{number:,} catalogued models have"
+        return (
+            f"{models} an identity code of another encoder, and may be missed where hidden units "
+            "were reordered; add them again",
+        )
+
     def model(self, entry: Entry) -> Model:
         """Return a catalogued model with its fingerprint."""
         key = (entry.id, entry.identity)

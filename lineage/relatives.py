@@ -41,11 +41,13 @@ class Relatives:
         searched: Catalogued models that the answer stands for, without the model itself.
         found: Comparisons whose `first` is the other model and whose `second` is this one, nearest
             first.
+        limits: What the search cannot see, in sentences.
     """
 
     model: Model
     searched: int
     found: tuple[Comparison, ...]
+    limits: tuple[str, ...] = ()
 
     def parents(self) -> list[Comparison]:
         """Return the listed kin that are not found to be children."""
@@ -79,7 +81,7 @@ def find_relatives(model: Model, known: Known, *, exact: bool = True) -> Relativ
         if comparison.relation.related:
             found.append(comparison)
     found.sort(key=nearest_first)
-    return Relatives(model, searched, tuple(found))
+    return Relatives(model, searched, tuple(found), known.limits())
 
 
 def _compared(

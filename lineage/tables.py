@@ -41,7 +41,8 @@ def relatives_table(answer: Json, key: str) -> Table:
     closing = f"{plural(len(rows), 'relative')} of {answer['model']} among {searched}."
     if not rows:
         closing = f"No relative of {answer['model']} found as a {noun} among {searched}."
-    return Table(columns, rows, closing)
+    limits = [f"limit   {limit}" for limit in answer["limits"]]
+    return Table(columns, rows, "\n".join([closing, *limits]))
 
 
 def compare_table(answer: Json) -> Table:

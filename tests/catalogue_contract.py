@@ -123,6 +123,7 @@ class CatalogueContract:
         assert ids.tolist() == [numbers[0], numbers[2]]
         np.testing.assert_array_equal(codes, [code_of(0).vector, code_of(2).vector])
         assert catalogue.codes("another")[1].shape == (0, 256)
+        assert catalogue.encoders() == {"one": 2, "two": 1}
 
     def test_a_place_whose_name_is_no_text_comes_back_equal(self, catalogue: Catalogue) -> None:
         location = os.fsdecode(b"/models/caf\xe9")

@@ -9,6 +9,7 @@ from safetensors.numpy import save_file
 
 from embedder.coding import code_or_none, shipped_coder
 from embedder.describing import describe
+from embedder.identity import IdentityCode
 from embedder.opening import open_checkpoint
 from embedder.plain import ENCODER
 from embedder.symmetry import permuted, rescaled
@@ -146,6 +147,34 @@ def test_a_weight_that_is_no_number_gives_no_code(tmp_path: Path) -> None:
     save_file(weights, tmp_path / "nan.safetensors")
     with open_checkpoint(tmp_path / "nan.safetensors") as checkpoint:
         assert code_or_none(checkpoint) is None
+
+
+def test_codes_of_another_encoder_are_told_and_made_anew(tmp_path: Path) -> None:
+    for seed in range(3):
+        save_file(network(seed), tmp_path / f"m{seed}.safetensors")
+    paths = sorted(tmp_path.glob("m*.safetensors"))
+    with LineageEngine(str(tmp_path / "c"), create=True) as engine:
+        engine.add(paths)
+        old = engine.catalogue.get("m1.safetensors")
+        vector = np.eye(1, 256, dtype=np.float32)[0]
+        engine.catalogue.add(
+            old, engine.catalogue.fingerprint(old.id), IdentityCode("older", vector)
+        )
+        (limit,) = engine.relatives(str(paths[0])).limits
+        assert limit.startswith("1 catalogued model has an identity code of another encoder")
+        assert engine.check() == [limit]
+        again = engine.add(paths)
+        assert again.added == ["m1.safetensors"]
+        assert len(again.unchanged) == 2
+        assert engine.relatives(str(paths[0])).limits == ()
+        assert engine.check() == []
+
+
+def test_without_codes_an_older_one_is_left_alone(tmp_path: Path) -> None:
+    save_file(network(1), tmp_path / "m.safetensors")
+    with LineageEngine(str(tmp_path / "c"), create=True) as engine:
+        engine.add([tmp_path / "m.safetensors"], codes=False)
+        assert engine.add([tmp_path / "m.safetensors"]).unchanged == ["m.safetensors"]
 
 
 def test_an_export_takes_codes_along(engine: LineageEngine, tmp_path: Path) -> None:
