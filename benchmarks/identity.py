@@ -4,6 +4,8 @@
     python -m benchmarks.identity ZOO --train   also encoders trained without one kind of network,
                                                 one task and one operation, fixed beforehand
     python -m benchmarks.identity ZOO --method flat   this row anew, beside those that are there
+    python -m benchmarks.identity ZOO --strangers OTHER   how alike networks of one design are that
+                                                          learned one task from other seeds
 
 Queries are the children and copies of held-back recipes (folds 8 and 9), reordered, rescaled and
 flipped; the gallery is every base of the zoo. It writes benchmarks/results/identity.json, keeping
@@ -56,7 +58,7 @@ def as_rows(cells: list[Cell]) -> list[dict[str, Any]]:
 def methods(zoo: Zoo, task: Task, names: Sequence[str]) -> dict[str, Any]:
     """Score methods on the same queries."""
     found = {}
-    shown = show(zoo, task)
+    shown = show(zoo, task) if names else ([], [])
     for method in names:
         start = time.process_time()
         cells = score(task, scores_of(method, shown, shipped_coder()))
@@ -91,6 +93,30 @@ def same_start(coder: IdentityCoder, task: Task, split: Split) -> list[dict[str,
         }
         for group, margins in sorted(found.items())
     ]
+
+
+def strangers(zoo: Zoo, coder: IdentityCoder) -> dict[str, Any]:
+    """Return how alike codes are of networks that have all in common but their seeds.
+
+    Those for calibration are left out. `nearest`: of each network's cosines with all others.
+    """
+    rows = [row for row in zoo if row["split"] == "test" and not row["diverged"]]
+    units = (anchored(zoo.weights(row["id"]), zoo.architecture(row["id"])) for row in rows)
+    codes = np.array([coder.code(known) for known in units])
+    rng = np.random.default_rng(0)
+    pairs, nearest = [], []
+    for place in rng.permutation(len(codes))[:1500]:
+        cosines = codes @ codes[place]
+        cosines[place] = -1
+        nearest.append(cosines.max())
+        pairs.append(np.delete(cosines, place))
+    levels = (0.5, 0.9, 0.99, 0.999, 0.9999)
+    spread = np.quantile(np.concatenate(pairs), levels)
+    return {
+        "networks": len(codes),
+        "pairs": {str(q): round(float(v), 3) for q, v in zip(levels, spread, strict=True)},
+        "nearest": {str(q): round(float(np.quantile(nearest, q)), 3) for q in (0.01, 0.5, 0.99)},
+    }
 
 
 def left_out(zoo: Zoo, relatives: list[Relative]) -> dict[str, Any]:
@@ -142,6 +168,7 @@ def main() -> None:
     parser.add_argument("zoo", type=Path)
     parser.add_argument("--train", action="store_true")
     parser.add_argument("--method", action="append", choices=METHODS)
+    parser.add_argument("--strangers", type=Path)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     zoo, split = open_zoo(chosen.zoo), Split()
@@ -162,13 +189,15 @@ def measured(
 ) -> dict[str, Any]:
     """Return what was asked for, beside what was measured before."""
     coder = shipped_coder()
-    if chosen.method:
+    if chosen.method or chosen.strangers:
         if before["encoder"] != coder.version:
-            raise SystemExit("the other rows are of another encoder; run without --method")
+            raise SystemExit("the other rows are of another encoder; measure all of them first")
         kept = {name: before[name] for name in _PARTS if name in before}
-        rows = before["methods"] | methods(zoo, task, chosen.method)
-        ordered = {name: rows[name] for name in METHODS if name in rows}
-        return {**kept, "methods": ordered}
+        rows = before["methods"] | methods(zoo, task, chosen.method or ())
+        kept["methods"] = {name: rows[name] for name in METHODS if name in rows}
+        if chosen.strangers:
+            kept["strangers"] = strangers(open_zoo(chosen.strangers), coder)
+        return kept
     result = {
         "encoder": coder.version,
         "zoo": {"models": len(zoo), "queries": len(task.queries), "bases": len(task.gallery)},
@@ -178,12 +207,10 @@ def measured(
     }
     if chosen.train:
         result["left_out"] = left_out(zoo, relatives)
-    elif "left_out" in before:
-        result["left_out"] = before["left_out"]
     return result
 
 
-_PARTS = ("encoder", "zoo", "invariance", "same_start", "methods", "left_out")
+_PARTS = ("encoder", "zoo", "invariance", "same_start", "strangers", "methods", "left_out")
 
 
 if __name__ == "__main__":

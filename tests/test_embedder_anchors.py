@@ -181,7 +181,8 @@ class TestStreams:
         network = ARCHITECTURES[kind]
         weights = drawn(network)
         (stream,) = [units for units in anchored(weights, network) if units.stream]
-        assert (stream.forward.shape, stream.reach.any()) == ((64, 64), False)
+        assert stream.forward.shape == (64, 64)
+        assert not stream.reach.any()
         # The table is tokens × channels, and each token has its own anchor.
         codes = seeded("inputs", 50).T @ weights["table"].reshape(50, -1)
         moment = codes @ codes.T
@@ -222,9 +223,14 @@ class TestFeatures:
     def test_equal_units_meet_and_others_do_not(self) -> None:
         rng = np.random.default_rng(0)
         units = rng.normal(size=(200, 64)).astype(np.float32)
-        frequencies = rng.normal(size=(64, 2048)) / 0.35
+        frequencies = (rng.normal(size=(64, 2048)) / 0.35).astype(np.float32)
         one, other = (
-            features("heads", Tokens(part, np.zeros(100, bool)), np.eye(64), frequencies)
+            features(
+                "heads",
+                Tokens(part, np.zeros(100, bool)),
+                np.eye(64, dtype=np.float32),
+                frequencies,
+            )
             for part in (units[:100], units[100:])
         )
         # k(u, u) = 1 once in 100 pairs; strangers have ‖u − v‖² = 2 and k = e^(−1/.35²) = .0003.
@@ -233,9 +239,11 @@ class TestFeatures:
 
     def test_an_even_code_is_that_of_its_negative(self) -> None:
         units = np.random.default_rng(1).normal(size=(9, 64)).astype(np.float32)
-        frequencies = np.random.default_rng(2).normal(size=(64, 32))
+        frequencies = np.random.default_rng(2).normal(size=(64, 32)).astype(np.float32)
         one, other = (
-            features("heads", Tokens(part, np.ones(9, bool)), np.eye(64), frequencies)
+            features(
+                "heads", Tokens(part, np.ones(9, bool)), np.eye(64, dtype=np.float32), frequencies
+            )
             for part in (units, -units)
         )
         np.testing.assert_allclose(one, other, atol=1e-12)
