@@ -158,7 +158,20 @@ def encoder() -> str:
         f"{found['date']}):"
     )
     table = as_table(("drift", *bins), [("queries", *counts), *rows])
-    return f"{words}\n\n{table}"
+    return f"{words}\n\n{table}\n{_functional()}"
+
+
+def _functional() -> str:
+    """Return what neural functionals find, and the encoder of the same queries."""
+    found = json.loads((RESULTS / "functional.json").read_text(encoding="utf-8"))
+    theirs, ours = (
+        ", ".join(f"{row['first']:.3f}" for row in found[name]) for name in ("nfn", "encoder")
+    )
+    return (
+        "Of the perceptrons among them, neural functionals (`nfn`), trained for each design and\n"
+        f"told it, find {theirs}, the encoder {ours}\n"
+        "(`benchmarks/results/functional.json`).\n"
+    )
 
 
 def function() -> str:
