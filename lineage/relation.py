@@ -312,7 +312,10 @@ def _nothing_in_common(case: Case) -> Verdict | None:
             Relation.CANNOT_SAY,
             "too few comparable values: a child at drift 1 would not have shown for sure",
         )
-    case.limits.append("reordered units are found up to a drift of .7 only, distillation never")
+    case.limits.append(
+        "reordered units are found up to a drift of .7 only, and seldom where rows and columns of "
+        "one matrix are both in another order; distillation never"
+    )
     return case.verdict(
         Relation.UNRELATED,
         f"{len(case.matched)} pairs of tensors agree no more than strangers do; a child at "
