@@ -37,7 +37,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.machine import RESULTS, described, load, write_result
+from benchmarks.machine import described, load, read_result, write_result
 from embedder.encoder import Encoder, EncoderConfig
 from embedder.encoder_training import Example, FunctionSettings, example_of, train_function
 from embedder.evaluating import cosines, score, task_of
@@ -46,7 +46,7 @@ from embedder.function import Told, shipped_function_coder
 from embedder.function_scoring import property_scores
 from embedder.graph import weight_graph
 from embedder.rivals import statistics
-from embedder.symmetry import flipped, permuted, rescaled
+from embedder.symmetry import disguised
 from embedder.zoo.shards import Zoo, open_zoo, read_facts
 from lineage.function_training import scores_json
 
@@ -116,9 +116,7 @@ def _change(models: Models, chosen: Sequence[int], encoder: Encoder) -> float:
     for number in chosen:
         name = models.relatives[number].row["id"]
         weights, architecture = models.zoo.weights(name), models.zoo.architecture(name)
-        other: Mapping[str, NDArray[np.floating]] = weights
-        for change in (permuted, rescaled, flipped):
-            other = change(other, architecture, rng)
+        other = disguised(weights, architecture, rng)
         moved = encoder.code(weights, architecture) - encoder.code(other, architecture)
         most = max(most, float(np.linalg.norm(moved)))
     return most
@@ -132,8 +130,8 @@ def boosted_row(models: Models, train: Sequence[int], test: Sequence[int], name:
     found: Json = {"scores": _scores(models, test, boosted.tell(seen(test)))}
     found["training_cpu_s"] = round(time.process_time() - began, 1)
     if name == "statistics":
-        disguised = boosted.tell(seen(test, disguised=True))
-        found["disguised"] = _scores(models, test, disguised)
+        told = boosted.tell(seen(test, disguise=True))
+        found["disguised"] = _scores(models, test, told)
     return found
 
 
@@ -160,7 +158,7 @@ class _Boosted:
         return Told(np.zeros((len(seen), 0), np.float32), values, tasks)
 
 
-def _seen(models: Models, chosen: Sequence[int], *, weights: bool, disguised: bool = False) -> Seen:
+def _seen(models: Models, chosen: Sequence[int], *, weights: bool, disguise: bool = False) -> Seen:
     """Return the shapes of some models, and if asked for the statistics of their weights."""
     found, rng = [], np.random.default_rng(SETTINGS.seed)
     for number in chosen:
@@ -168,8 +166,8 @@ def _seen(models: Models, chosen: Sequence[int], *, weights: bool, disguised: bo
         if weights:
             name = models.relatives[number].row["id"]
             values: Mapping[str, NDArray[np.floating]] = models.zoo.weights(name)
-            for change in (rescaled, flipped, permuted) if disguised else ():
-                values = change(values, models.zoo.architecture(name), rng)
+            if disguise:
+                values = disguised(values, models.zoo.architecture(name), rng)
             row = np.concatenate([statistics(values, ()), row])
         found.append(row)
     return np.stack(found)
@@ -230,9 +228,10 @@ def main() -> None:
     zoo = open_zoo(arguments.zoo)
     relatives = relatives_of(zoo)
     if arguments.shipped:
-        write_result("encoder", {**_kept(), "full": shipped_rows(zoo, relatives)})
+        write_result("encoder", {**read_result("encoder"), "full": shipped_rows(zoo, relatives)})
         return
-    for name in arguments.row or [name for name in ROWS if name not in _kept().get("rows", {})]:
+    done = read_result("encoder").get("rows", {})
+    for name in arguments.row or [name for name in ROWS if name not in done]:
         config = ROWS[name]
         models = models_of(zoo, relatives, gauge=config is None or config.gauge)
         train, test = models.part(TRAIN_FOLDS), models.part(TEST_FOLDS)
@@ -274,16 +273,9 @@ def _zoo(folder: Path) -> Json:
     return {"size": facts.get("size"), "seed": facts.get("seed")}
 
 
-def _kept() -> Json:
-    """Return what was measured before."""
-    path = RESULTS / "encoder.json"
-    kept: Json = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return {name: value for name, value in kept.items() if name not in described()}
-
-
 def _keep(name: str, row: Json, zoo: Path) -> None:
     """Write a row beside those that are there by now."""
-    kept = _kept()
+    kept = read_result("encoder")
     rows = {**kept.get("rows", {}), name: row}
     facts = {
         "zoo": _zoo(zoo),

@@ -17,7 +17,6 @@ import time
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +28,7 @@ from benchmarks.machine import write_result
 from embedder.coding import shipped_coder
 from embedder.evaluating import Task, cosines, score, task_of
 from embedder.families import Relative, Split, relatives_of
-from embedder.symmetry import flipped, permuted, rescaled
+from embedder.symmetry import disguised
 from embedder.training import contrastive_loss, numbers_of
 from embedder.zoo.shards import Zoo, open_zoo
 
@@ -73,12 +72,10 @@ class Functional(nn.Module):
         return nn.functional.normalize(self._head(self._equivariant(features)), dim=1)
 
 
-def disguised(zoo: Zoo, relative: Relative, rng: np.random.Generator) -> Arrays:
+def copy_of(zoo: Zoo, relative: Relative, rng: np.random.Generator) -> Arrays:
     """Return weights and biases by layer, with hidden units in another order, scale and sign."""
-    architecture = zoo.architecture(relative.row["id"])
-    weights: Any = zoo.weights(relative.row["id"])
-    for change in (rescaled, flipped, permuted):
-        weights = change(weights, architecture, rng)
+    model = relative.row["id"]
+    weights = disguised(zoo.weights(model), zoo.architecture(model), rng)
     return [np.asarray(values, np.float32) for values in weights.values()]
 
 
@@ -92,7 +89,7 @@ def trained(zoo: Zoo, families: Sequence[list[Relative]]) -> Functional:
     torch.manual_seed(SEED)
     rng = np.random.default_rng(SEED)
     copies = {
-        relative.row["id"]: [disguised(zoo, relative, rng) for _ in range(COPIES)]
+        relative.row["id"]: [copy_of(zoo, relative, rng) for _ in range(COPIES)]
         for relative in chain.from_iterable(families)
     }
     known = [arrays for some in copies.values() for arrays in some]
@@ -141,7 +138,7 @@ def scores_of(zoo: Zoo, task: Task, train: Sequence[Relative]) -> NDArray[np.flo
         network = trained(zoo, families)
         with torch.no_grad():
             queries = network(
-                [disguised(zoo, task.queries[n], np.random.default_rng(n)) for n in asked]
+                [copy_of(zoo, task.queries[n], np.random.default_rng(n)) for n in asked]
             )
             gallery = network([plain(zoo, task.gallery[n]) for n in bases])
         scores[np.ix_(asked, bases)] = (queries @ gallery.T).numpy()

@@ -73,6 +73,16 @@ def spread(seconds: Sequence[float], digits: int = 3) -> dict[str, Any]:
     }
 
 
+def read_result(name: str) -> dict[str, Any]:
+    """Return what a result file holds beside the description of the machine; empty without one."""
+    path = RESULTS / f"{name}.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return {key: value for key, value in found.items() if key not in _DESCRIBED}
+
+
+_DESCRIBED = ("date", "commit", "changed_since", "machine")
+
+
 def write_result(name: str, result: dict[str, Any]) -> Path:
     """Write a result file with the description of the machine; return its path."""
     RESULTS.mkdir(exist_ok=True)

@@ -16,7 +16,6 @@ benchmarks/results/million.json.
 """
 
 import argparse
-import json
 import sqlite3
 import tempfile
 import time
@@ -28,7 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.machine import RESULTS, load, write_result
+from benchmarks.machine import load, read_result, write_result
 from embedder.coding import shipped_coder
 from embedder.evaluating import task_of
 from embedder.families import Split, relatives_of
@@ -362,8 +361,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("zoo", type=Path)
     parser.add_argument("--others", action="store_true")
     chosen = parser.parse_args(arguments)
-    path = RESULTS / "million.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    before = read_result("million")
     real = real_codes(chosen.zoo)
     result: Json = {
         "seed": SEED,

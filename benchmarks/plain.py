@@ -26,12 +26,10 @@ from embedder.families import Split, relatives_of
 from embedder.fingerprint import take_fingerprint
 from embedder.plain import Matrices, PlainCoder, matrices_of, shipped_plain
 from embedder.zoo.shards import open_zoo
+from index.search import ALIKE
 from lineage.evaluate_commands import Shown, scores_of, show
 
 SHIPPED = ROOT / "embedder/pretrained/plain.safetensors"
-ALIKE = 0.5
-"""Cosine above which a code makes a candidate (`index.search`)."""
-
 Codes = NDArray[np.float32]
 
 

@@ -33,7 +33,7 @@ multiplied block by block in two threads."""
 _MANY = 1 << 15
 """Units of a model from which they are taken a few at a time."""
 _UNITS_AT_ONCE = 1 << 10
-"""Units whose features are in memory at once: 2 MB of float64 for each of four arrays."""
+"""Units whose features are in memory at once: 1 MB of float32 for each of four arrays."""
 
 
 class _Weights(Mapping[str, NDArray[np.floating] | Tensor]):
@@ -53,18 +53,19 @@ class _Weights(Mapping[str, NDArray[np.floating] | Tensor]):
         return len(self._tensors)
 
 
-def units_of(checkpoint: Checkpoint) -> list[Units]:
+def units_of(checkpoint: Checkpoint, architecture: Architecture | None = None) -> list[Units]:
     """Return the codes of a model's hidden units.
+
+    Args:
+        checkpoint: The model.
+        architecture: How its tensors hang together, if that has been told already.
 
     Raises:
         ArchitectureError: It is not known how its tensors hang together, or it has too many units,
             or values that no code can be made of.
         CheckpointError: A tensor cannot be read.
     """
-    return _units_of(checkpoint, describe(checkpoint))
-
-
-def _units_of(checkpoint: Checkpoint, architecture: Architecture) -> list[Units]:
+    architecture = describe(checkpoint) if architecture is None else architecture
     tensors = {tensor.name: tensor for tensor in checkpoint.tensors}
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     return anchored(_Weights(tensors), architecture, shapes=shapes)
@@ -82,7 +83,7 @@ def identity_code(checkpoint: Checkpoint) -> IdentityCode:
 
 def _described_code(checkpoint: Checkpoint, architecture: Architecture) -> IdentityCode:
     coder = shipped_coder()
-    vector = code_of(coder, _units_of(checkpoint, architecture))
+    vector = code_of(coder, units_of(checkpoint, architecture))
     if not np.isfinite(vector).all():
         raise ArchitectureError("its code is not finite: weights are too large to compute with")
     if not vector.any():

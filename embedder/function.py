@@ -26,6 +26,7 @@ from torch_geometric.data import Data
 from embedder.encoder import DIMENSION, Encoder, EncoderConfig
 from embedder.encoder_input import batch_of
 from embedder.errors import MalformedError, NotFoundError
+from embedder.writing import write_encoder
 
 FORMAT = "lineage/function-coder/1"
 _ENTRY = "lineage"
@@ -136,13 +137,8 @@ class FunctionCoder:
         """Write the coder to a safetensors file; it is either whole or not there."""
         # One entry alone: safetensors writes several in any order, and bytes would differ.
         facts = {"format": FORMAT, "version": self.version, "made_of": self._made_of()}
-        beside = path.with_name(f".{path.name}.part")
-        try:
-            save_file(self._tensors(), beside, metadata={_ENTRY: json.dumps(facts)})
-            beside.chmod(0o644)  # safetensors makes files for their owner alone
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
+        metadata = {_ENTRY: json.dumps(facts)}
+        write_encoder(path, lambda beside: save_file(self._tensors(), beside, metadata=metadata))
 
     @classmethod
     def load(cls, path: Path) -> "FunctionCoder":

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from embedder.anchors import WIDTH, Units
 from embedder.errors import MalformedError
 from embedder.units import Gauge
+from embedder.writing import write_encoder
 
 Array = NDArray[np.floating[Any]]
 Sum = NDArray[np.float64]
@@ -150,9 +151,9 @@ class IdentityCoder:
         return state.hexdigest()
 
     @cached_property
-    def _wide(self) -> dict[str, NDArray[np.float64]]:
-        """The arrays as they are computed with."""
-        return {name: values.astype(np.float64) for name, values in self.arrays.items()}
+    def _projection(self) -> NDArray[np.float64]:
+        """The projection as it is computed with."""
+        return self.arrays["projection"].astype(np.float64)
 
     def code(self, units: Sequence[Units]) -> NDArray[np.float32]:
         """Return the identity code of a model, (256,) float32 of unit length.
@@ -180,17 +181,23 @@ class IdentityCoder:
             sums: Part → what `sum_of` returns for all its units, and how many these are.
         """
         means = np.concatenate([self._mean(part, *sums[part]) for part in PARTS])
-        code = self._wide["projection"] @ means
+        code = self._projection @ means
         return np.asarray(code / max(float(np.linalg.norm(code)), 1e-12), np.float32)
 
     def _mean(self, part: str, total: Sum, count: int) -> Sum:
         """Return what a part adds to the code: centred, of unit length, times its weight."""
-        centre = self._wide[f"{part}/centre"]
+        centre = self.arrays[f"{part}/centre"]
         if count == 0:
             return np.zeros(len(centre))
         mean = total / count - centre
         length = max(float(np.linalg.norm(mean)), 1e-12)
-        return np.asarray(mean / length * float(self._wide[f"{part}/weight"]))
+        return np.asarray(mean / length * float(self.arrays[f"{part}/weight"]))
+
+    def save(self, path: Path) -> None:
+        """Write the coder to a safetensors file; it is either whole or not there."""
+        from safetensors.numpy import save_file
+
+        write_encoder(path, lambda beside: save_file(dict(self.arrays), beside))
 
     @classmethod
     def load(cls, path: Path) -> "IdentityCoder":

@@ -150,6 +150,16 @@ def flipped(
     return multiplied(weights, architecture, factors)
 
 
+def disguised(
+    weights: Weights, architecture: Architecture, rng: np.random.Generator
+) -> dict[str, Values]:
+    """Return the weights with units scaled, flipped and put in another order, all at random."""
+    found = dict(weights)
+    for change in (rescaled, flipped, permuted):
+        found = change(found, architecture, rng)
+    return found
+
+
 def _groups_with(architecture: Architecture, gauge: Gauge) -> list[str]:
     gated = {step.inside for step in architecture.steps if step.op == Op.GATED}
     return [name for name, g in architecture.groups.items() if g.gauge == gauge or name in gated]

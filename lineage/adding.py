@@ -145,10 +145,11 @@ def plan(
 def _outdated(catalogue: Catalogue, entries: Iterable[Entry]) -> set[int]:
     """Return the numbers of models whose codes were made by another encoder than this program's."""
     known = catalogue.encoders()
-    if not known or known.keys() <= current_encoders():
+    stale = known.keys() - current_encoders() if known else ()
+    if not stale:
         return set()
     codes = ((entry.id, catalogue.code(entry.id)) for entry in entries)
-    return {model for model, code in codes if code and code.encoder not in current_encoders()}
+    return {model for model, code in codes if code and code.encoder in stale}
 
 
 def _found_once(paths: Iterable[Path]) -> Iterator[tuple[str, Found]]:

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedder.anchors import Units, anchored
+from embedder.anchors import Units
 from embedder.architecture import Architecture
 from embedder.checkpoint import Checkpoint, Tensor, tensor_of
-from embedder.coding import shipped_coder
+from embedder.coding import shipped_coder, units_of
 from embedder.describing import describe
 from embedder.errors import ArchitectureError
 from embedder.identity import unit_rows
@@ -130,13 +130,9 @@ def described(checkpoint: Checkpoint) -> Described | None:
         return None
     try:
         architecture = describe(checkpoint)
-        return Described(architecture, anchored(_weights(checkpoint, architecture), architecture))
+        return Described(architecture, units_of(checkpoint, architecture))
     except ArchitectureError:
         return None
-
-
-def _weights(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, Values]:
-    return {t.name: t.read() for t in checkpoint.tensors if t.name in architecture.axes}
 
 
 def align(ours: Described, theirs: Described, second: Checkpoint) -> Alignment | None:
@@ -274,8 +270,8 @@ def _undone(
         known = architecture.groups[name].gauge in (Gauge.SCALE, Gauge.SIGN)
         if known or np.std(np.log(np.abs(scales))) > RESCALED:
             factors[name] = scales
-    weights = reordered(_weights(checkpoint, architecture), architecture, orders)
-    weights = multiplied(weights, architecture, factors)
+    weights = {t.name: t.read() for t in checkpoint.tensors if t.name in architecture.axes}
+    weights = multiplied(reordered(weights, architecture, orders), architecture, factors)
     tensors = tuple(_with(tensor, weights.get(tensor.name)) for tensor in checkpoint.tensors)
     aligned = Checkpoint(
         checkpoint.location, checkpoint.format, tensors, adapter=checkpoint.adapter

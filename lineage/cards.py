@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from embedder.families import Relative
+from embedder.writing import write_text
 
 
 def progress_to(steps: int) -> Callable[[int, float], None]:
@@ -27,11 +28,5 @@ def counts(relatives: Sequence[Relative]) -> dict[str, int]:
 
 def write_card(target: Path, card: dict[str, Any]) -> None:
     """Write a card beside an encoder; it is either whole or not there."""
-    path = target.with_suffix(".json")
-    beside = path.with_name(f".{path.name}.part")
     text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
-    try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_text(target.with_suffix(".json"), text)

@@ -1,7 +1,7 @@
 """The evidence for one pair: measured, decided, refined by third models, and given a direction."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache
@@ -118,15 +118,11 @@ def _aligned(
     """Return what is measured and decided once the second's hidden units are put back in order."""
     try:
         with ExitStack() as stack:
-
-            @cache
-            def opened(model: Model) -> Checkpoint:
-                if known is not None:
-                    return known.opened(model)
-                return stack.enter_context(open_checkpoint(model.location))
-
-            tell = known.described if known is not None else lambda model: described(opened(model))
-            ours, theirs = tell(first), tell(second)
+            opened = known.opened if known is not None else _opener(stack)
+            ours, theirs = (
+                known.described(model) if known is not None else described(opened(model))
+                for model in (first, second)
+            )
             if ours is None or theirs is None:
                 return None
             alignment = align(ours, theirs, opened(second))
@@ -137,6 +133,11 @@ def _aligned(
     except (CheckpointError, OSError):
         return None
     return measured, after_alignment(decide(*prints, measured), alignment)
+
+
+def _opener(stack: ExitStack) -> Callable[[Model], Checkpoint]:
+    """Return what opens each model once, and keeps it open as long as the stack."""
+    return cache(lambda model: stack.enter_context(open_checkpoint(model.location)))
 
 
 def reversed_comparison(found: Comparison) -> Comparison:

@@ -17,7 +17,7 @@ from embedder.families import Relative, Split, relatives_of
 from embedder.identity import IdentityCoder, tokens_of, untrained
 from embedder.matching import reranked, turned
 from embedder.rivals import REDUCED, RIVALS, STANDARDISED, reduced, standardised
-from embedder.symmetry import flipped, permuted, rescaled
+from embedder.symmetry import disguised
 from embedder.zoo.shards import Zoo, open_zoo
 from lineage.answers import done_json
 from lineage.later import Output, group_of
@@ -160,9 +160,7 @@ def _shown(zoo: Zoo, relative: Relative, disguise: int | None = None) -> Shown:
     architecture = zoo.architecture(model)
     weights: dict[str, NDArray[Any]] = dict(zoo.weights(model))
     if disguise is not None:
-        rng = np.random.default_rng(disguise)
-        for change in (rescaled, flipped, permuted):
-            weights = change(weights, architecture, rng)
+        weights = disguised(weights, architecture, np.random.default_rng(disguise))
     return weights, anchored(weights, architecture)
 
 

@@ -10,7 +10,6 @@ import rich_click as click
 
 from embedder.errors import NotFoundError
 from embedder.families import Split, relatives_of
-from embedder.identity import IdentityCoder
 from embedder.training import STEPS, Settings, train_identity
 from embedder.zoo.shards import Zoo, open_zoo
 from lineage.answers import done_json
@@ -102,19 +101,6 @@ def _identity(zoo: Zoo, split: Split, target: Path, settings: Settings) -> dict[
         "held_back": list(split.folds),
         "seconds": round(time.monotonic() - start),
     }
-    _write(coder, target)
+    coder.save(target)
     write_card(target, card)
     return card
-
-
-def _write(coder: IdentityCoder, target: Path) -> None:
-    """Write the encoder; it is either whole or not there."""
-    from safetensors.numpy import save_file
-
-    beside = target.with_name(f".{target.name}.part")
-    try:
-        save_file(dict(coder.arrays), beside)
-        beside.chmod(0o644)  # safetensors makes files for their owner alone
-        beside.replace(target)
-    finally:
-        beside.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from embedder.errors import ModelLineageError
+from embedder.writing import write_text
 from embedder.zoo import shards, sources
 from embedder.zoo.data import NEEDS_ARCHIVE, check_packages, is_there, task_named
 from embedder.zoo.growing import make
@@ -101,7 +102,7 @@ def build_zoo(
     finally:
         # Also when it was stopped: what is there can be opened.
         built.rows = shards.join_tables(folder)
-    shards.write_text(folder / "card.md", card(built, size, seed))
+    write_text(folder / "card.md", card(built, size, seed))
     return built
 
 
@@ -133,7 +134,7 @@ def _claim(folder: Path, size: str, seed: int) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ZooError(f"{folder}: holds something else; name a new folder")
     folder.mkdir(parents=True, exist_ok=True)
-    shards.write_text(folder / "zoo.json", json.dumps(wanted))
+    write_text(folder / "zoo.json", json.dumps(wanted))
 
 
 # ------------------------------------------------------------------ jobs, here or in processes

@@ -17,6 +17,7 @@ from embedder.describing import describe
 from embedder.discovery import Found, find_models
 from embedder.errors import ArchitectureError, MalformedError, ModelLineageError
 from embedder.opening import open_checkpoint
+from embedder.writing import write_text
 from embedder.zoo import shards
 from embedder.zoo.nets import Array
 from embedder.zoo.plan import fold_of
@@ -73,7 +74,7 @@ def _claim(folder: Path) -> None:
         raise MalformedError(folder, "holds something that is no zoo", "name a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     facts = {"format": shards.FORMAT, "size": shards.COLLECTED, "seed": 0}
-    shards.write_text(folder / "zoo.json", json.dumps(facts))
+    write_text(folder / "zoo.json", json.dumps(facts))
 
 
 def _take(found: Found, result: Collected) -> None:

@@ -11,8 +11,7 @@ reordered or rescaled has to stay equal to the last bit, which half precision wo
 """
 
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +23,7 @@ from safetensors.numpy import save_file
 
 from embedder.architecture import Architecture, Axis, Gauge, Group, Op, Step
 from embedder.errors import ArchitectureError, MalformedError, MissingExtraError, NotFoundError
+from embedder.writing import write_whole
 from embedder.zoo.data import task_kind
 from embedder.zoo.designs import Config
 from embedder.zoo.labels import NAMES
@@ -102,16 +102,6 @@ def _schema(arrow: Any) -> Any:
     return kinds
 
 
-def _whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file that is either whole or not there."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(beside)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
 def tensors_of(members: Sequence[Member]) -> dict[str, Array]:
     """Return the weights of members as a shard names them."""
     return {
@@ -126,7 +116,7 @@ def write_shard(folder: Path, name: str, tensors: Mapping[str, Array], rows: Seq
     place = folder / "shards"
     place.mkdir(parents=True, exist_ok=True)
     whole = {tensor: np.ascontiguousarray(values) for tensor, values in tensors.items()}
-    _whole(place / f"{name}.safetensors", lambda path: save_file(whole, path))
+    write_whole(place / f"{name}.safetensors", lambda path: save_file(whole, path))
     _write_rows(place / f"{name}.parquet", rows)
 
 
@@ -135,7 +125,7 @@ def _write_rows(path: Path, rows: Sequence[Row]) -> None:
     kinds = _schema(arrow)
     names = list(rows[0])
     table = arrow.Table.from_pylist(rows, arrow.schema([(name, kinds[name]) for name in names]))
-    _whole(path, lambda beside: arrow.parquet.write_table(table, beside, compression="zstd"))
+    write_whole(path, lambda beside: arrow.parquet.write_table(table, beside, compression="zstd"))
 
 
 def is_done(folder: Path, name: str) -> bool:
@@ -154,17 +144,12 @@ def join_tables(folder: Path) -> list[Row]:
     # Models from outside have other columns; every zoo has all of them.
     tables.append(arrow.schema(list(_schema(arrow).items())).empty_table())
     table = arrow.concat_tables(tables, promote_options="default")
-    _whole(
+    write_whole(
         folder / "models.parquet",
         lambda path: arrow.parquet.write_table(table, path, compression="zstd"),
     )
     rows: list[Row] = table.to_pylist()
     return rows
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text that is either whole or not there."""
-    _whole(path, lambda beside: beside.write_text(text, encoding="utf-8"))
 
 
 class Zoo:
