@@ -67,12 +67,16 @@ def told(zoo: Zoo) -> dict[str, Any]:
         for model in (one, other):
             if model not in units:
                 units[model] = anchored(zoo.weights(model), zoo.architecture(model))
-        matched = match_units(units[one], units[other])
-        count = sum(match.units for match in matched)
-        if count:
+        every = [group.group for group in units[one]]
+        for signless in (False, True):
+            matched = match_units(units[one], units[other], every if signless else ())
+            name = f"{kind}, signs not known" if signless else kind
+            count = sum(match.units for match in matched)
+            if not count:
+                continue
             share = sum(match.agreed for match in matched) / count
             logs = [np.std(np.log(np.abs(match.factors()))) for match in matched]
-            found[kind].append((zoo.row(one)["kind"], share, count, float(max(logs))))
+            found[name].append((zoo.row(one)["kind"], share, count, float(max(logs))))
             if share >= AGREED:
                 least = min(least, sum(match.nearest for match in matched) / count)
     spreads: dict[str, Any] = {kind: spread_of(rows) for kind, rows in sorted(found.items())}

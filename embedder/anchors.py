@@ -19,9 +19,8 @@ Source:
     both ends, and all that lies between, are our own.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ from numpy.typing import NDArray
 
 from embedder.architecture import GATES, Architecture, Op, Step
 from embedder.errors import ArchitectureError
-from embedder.step_weights import MOST_UNITS, StepWeights, Weights, norm_factor
+from embedder.step_weights import MOST_UNITS, StepWeights, Weights, norm_factor, norms_of_one
 from embedder.tucker import head_spectrum
 from embedder.unit_codes import (
     WIDTH,
@@ -76,6 +75,9 @@ class Units:
         stream: Whether they stand for a residual stream as it is first read. Its channels may be
             rotated, so these are the rows of the square root of its second moment, which are 64
             however many channels there are.
+        channels: Whether they are the channels of a residual stream, by what each holds when it is
+            first read and by what it does when it was last written. No code of a model takes them,
+            as they may be rotated; they tell the order where they were not.
         scaled: Whether each may have any scale, so that its lengths say nothing by themselves.
         spectrum: (heads, 13) of the score matrices (`embedder.tucker`); none for other units.
     """
@@ -90,6 +92,7 @@ class Units:
     heads: bool = False
     gates: bool = False
     stream: bool = False
+    channels: bool = False
     scaled: bool = False
     spectrum: Array | None = None
 
@@ -145,7 +148,7 @@ class _Steps:
         self._gates: dict[str, Array] = {}
         self._inside_back: dict[str, Array] = {}
         self._before: dict[str, Array | float] = {}
-        self._normed = set(_norms_of_one(architecture))
+        self._normed = set(norms_of_one(architecture))
         self._normed_targets = {architecture.steps[depth].target for depth in self._normed}
         self._streams = {
             step.target for step in architecture.steps if step.op in (Op.EMBEDDING, Op.ATTENTION)
@@ -325,6 +328,7 @@ class _Pass(_Steps):
         self._anchor_directions: dict[int, tuple[Array, NDArray[np.float64]]] = {}
         self._depth: dict[str, int] = {}
         self._entered: dict[str, Units] = {}
+        self._channels: dict[str, Array] = {}
         self._pulls: list[Pull] = []
         self._last_use = {
             name: depth
@@ -360,19 +364,31 @@ class _Pass(_Steps):
                     name, depth, Gauge.ORDER, forward, none(forward), read, none(read), gates=True
                 )
                 found.append(gates)
-        return [*found, *self._entered.values()]
+        found.extend(self._entered.values())
+        return [*found, *(self._channel_units(name, backward.get(name)) for name in self._channels)]
 
     def _enter(self, step: Step, depth: int) -> None:
         """Keep what a residual stream holds where it is first read: what was embedded."""
         name = self._architecture.root(step.source)
         if not self._is_stream(name) or name in self._entered or step.source not in self._codes:
             return
-        rows, lengths = root_of_moment(self._codes[step.source])
+        codes = self._channels[name] = self._codes[step.source]
+        rows, lengths = root_of_moment(codes)
         rows = rows.astype(self._kept, copy=False)
         none, gone = np.zeros_like(rows), np.zeros_like(lengths)
         self._entered[name] = Units(
             name, depth, Gauge.ORDER, rows, none, lengths, gone, stream=True
         )
+
+    def _channel_units(self, name: str, back: Array | None) -> Units:
+        """Return the channels of a stream; they are named if any group tied to it is."""
+        codes, groups = self._channels[name], self._architecture.groups.values()
+        tied = [group.gauge for group in groups if self._architecture.root(group.name) == name]
+        gauge = Gauge.NAMED if Gauge.NAMED in tied else Gauge.ORDER
+        forward, read = self._directions(name, codes)
+        reached, reach = self._directions(name, np.zeros_like(codes) if back is None else back)
+        depth = self._entered[name].depth
+        return Units(name, depth, gauge, forward, reached, read, reach, channels=True)
 
     def _forget(self, step: Step, depth: int) -> None:
         """Let go of codes of inputs and streams after their last use: they are nobody's units."""
@@ -395,6 +411,8 @@ class _Pass(_Steps):
                 is_anchor = codes is self._anchors.get(len(codes))
                 kept = codes if is_anchor else self._keep(step.target, codes)
                 found.setdefault(step.target, kept)
+            elif step.target in self._channels:
+                found.setdefault(step.target, codes)
             if depth == self._depth[step.target]:
                 flowing.pop(step.target, None)
             if depth in self._normed:
@@ -467,16 +485,3 @@ class _Pass(_Steps):
         check_length(codes, name)
         found, lengths = directions(codes, strength)
         return found.astype(self._kept, copy=False), lengths
-
-
-def _norms_of_one(architecture: Architecture) -> Iterator[int]:
-    """Yield the places of batch norms that are of what the step before adds, not of the stream.
-
-    So ends a block of a residual network; weights before such a norm have no scale of their own.
-    """
-    for depth, (before, step) in enumerate(pairwise(architecture.steps), 1):
-        follows = before.target == step.target == step.source and before.op is not Op.NORM
-        if follows and step.op is Op.NORM and step.kind == "batch":
-            axes = architecture.axes[before.tensors["weight"]] if "weight" in before.tensors else ()
-            if not any(axis and axis.power > 0 for axis in axes):
-                yield depth

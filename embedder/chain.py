@@ -6,8 +6,9 @@ branches does not show in shapes, so the confidence depends on whether there cou
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice, permutations
 
 from embedder.architecture import GATES, Architecture, Builder, Gauge
 from embedder.errors import ArchitectureError
@@ -21,6 +22,9 @@ where two have, or where a flattened map may have its channels first or last. Of
 their names hidden, half of them with sums where widths allow it, all 157 of the first kind were
 described rightly, and 66 of 83 of the second; of ten well-known families none was taken for the
 first kind, and MobileNetV2 wrongly for the second."""
+
+_MOST_ORDERS = 120
+"""Orders of modules that are tried: all of five."""
 
 _KINDS = {gates: kind for kind, gates in GATES.items()}
 _WORDS = {
@@ -53,12 +57,16 @@ class _Layer:
         return self.shape[0] // self.gates
 
 
-def infer(shapes: Shapes, *, channels_last: bool = False) -> Architecture:
+def infer(
+    shapes: Shapes, *, channels_last: bool = False, in_any_order: bool = False
+) -> Architecture:
     """Return a chain of layers, if the shapes are those of one.
 
     Args:
         shapes: Name → shape as out × in × space, in the order of the file.
         channels_last: Whether a map that is flattened has its channels together, as in Keras.
+        in_any_order: Whether modules are tried in other orders where that of the file is the
+            alphabet's.
 
     Raises:
         ArchitectureError: The sizes do not fit into a chain; it names the first tensor that does
@@ -81,13 +89,8 @@ def infer(shapes: Shapes, *, channels_last: bool = False) -> Architecture:
             raise ArchitectureError(f"{name}: has no values, its shape is {shapes[name]}")
         if name.endswith("_reverse"):
             raise ArchitectureError(f"{name}: cells that run backwards are not described yet")
-    if names == sorted(names):  # the order of the alphabet says nothing about that of the layers
-        names.sort(key=_natural)
-    layers = _layers(names, shapes)
-    if not layers:
-        raise ArchitectureError("there is no matrix and no convolution in it")
-    before = _give_vectors(names, shapes, layers)
-    built = _build(layers, before, channels_last=channels_last)
+    orders = _orders_of(names) if in_any_order else [_by_number(names)]
+    built = _the_one_that_fits(orders, shapes, channels_last=channels_last)
     widths = [group.size for group in built.groups.values() if not group.tied]
     flattened = any(
         axis is not None and axis.before * axis.inner > 1 and axis.power == -1
@@ -97,6 +100,47 @@ def infer(shapes: Shapes, *, channels_last: bool = False) -> Architecture:
     sure = len(set(widths)) == len(widths) and not flattened
     confidence = _DISTINCT if sure else _REPEATED
     return replace(built, confidence=confidence, unexplained=single)
+
+
+def _by_number(names: list[str]) -> list[str]:
+    """Return the order of the file or, if it is the alphabet's, that of the numbers in names."""
+    return sorted(names, key=_natural) if names == sorted(names) else names
+
+
+def _orders_of(names: list[str]) -> Iterator[list[str]]:
+    """Yield the orders that modules with names may have: the alphabet says nothing about it."""
+    modules: dict[str, list[str]] = {}
+    for name in _by_number(names):
+        modules.setdefault(name.partition(".")[0], []).append(name)
+    told = names != sorted(names) or any(m.isdigit() or m in names for m in modules)
+    for order in islice(permutations(modules.values()), 1 if told else _MOST_ORDERS):
+        yield [name for module in order for name in module]
+
+
+def _the_one_that_fits(
+    orders: Iterable[list[str]], shapes: Shapes, *, channels_last: bool
+) -> Architecture:
+    """Return the chain of the only order of names that makes one.
+
+    Raises:
+        ArchitectureError: None does, and it says what is wrong with the first; or several do.
+    """
+    found: list[Architecture] = []
+    wrong = ArchitectureError("there is no matrix and no convolution in it")
+    for place, names in enumerate(orders):
+        try:
+            layers = _layers(names, shapes)
+            if not layers:
+                break
+            before = _give_vectors(names, shapes, layers)
+            found.append(_build(layers, before, channels_last=channels_last))
+        except ArchitectureError as error:
+            wrong = error if place == 0 else wrong
+    if len(found) > 1:
+        raise ArchitectureError("its modules make a chain in several orders")
+    if not found:
+        raise wrong
+    return found[0]
 
 
 def _natural(name: str) -> list[str | int]:
@@ -283,7 +327,8 @@ def _recurrent(builder: Builder, layer: _Layer, source: str, target: str) -> Non
         kind=_KINDS[layer.gates],
         bias=biases[0],
         recurrent_bias=biases[1],
-        activation="unknown",
+        # An Elman cell is tanh unless it is told otherwise; the gates of others fix every scale.
+        activation="" if layer.gates == 1 else "unknown",
     )
 
 

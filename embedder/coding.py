@@ -103,10 +103,11 @@ def code_of(coder: IdentityCoder, units: Sequence[Units]) -> NDArray[np.float32]
     sums = {part: (np.zeros(FEATURES), 0) for part in PARTS}
 
     def work(piece: Sequence[Units]) -> list[tuple[str, int, NDArray[np.float64]]]:
+        tokens = tokens_of(piece)
         return [
-            (part, len(tokens.even), coder.sum_of(part, tokens))
-            for part, tokens in tokens_of(piece).items()
-            if len(tokens.even)
+            (part, len(tokens[part].even), coder.sum_of(part, tokens[part]))
+            for part in PARTS
+            if len(tokens[part].even)
         ]
 
     for found in in_order(work, _pieces(units), THREADS):

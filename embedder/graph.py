@@ -84,7 +84,8 @@ def weight_graph(
         >>> graph.forward.shape, graph.edges.shape
         ((7, 64), (2, 10))
     """
-    units = [group for group in anchored(weights, architecture) if not group.stream]
+    every = anchored(weights, architecture)
+    units = [group for group in every if not (group.stream or group.channels)]
     if not units:
         raise ArchitectureError("the model has no hidden units")
     if not gauge:

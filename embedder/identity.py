@@ -38,6 +38,9 @@ STREAMS = "streams"
 """The part that holds what residual streams begin with. No row of it stands for a unit, so features
 are products of two directions' shares, which add up to a number of the second moment."""
 PARTS = (*KERNEL_PARTS, *PAIR_PARTS, STREAMS)
+CHANNEL_PARTS = ("channels read", "channels reach")
+"""Parts that hold the channels of residual streams, which no code of a model takes: a stream may be
+rotated. They are matched one by one (`embedder.matching`)."""
 
 FEATURES = 256
 """Random features of a kernel (half of them cosines, half sines), and products of a pair."""
@@ -75,14 +78,17 @@ def tokens_of(units: Sequence[Units]) -> dict[str, Tokens]:
         >>> {name: len(tokens.even) for name, tokens in found.items() if len(tokens.even)}
         {'first read': 5, 'last reach': 5, 'hidden pairs': 5, 'output pairs': 2}
     """
-    found: dict[str, list[tuple[Array, bool]]] = {part: [] for part in PARTS}
+    found: dict[str, list[tuple[Array, bool]]] = {part: [] for part in (*PARTS, *CHANNEL_PARTS)}
     hidden = [group for group in units if is_hidden(group)]
     first = min((group.depth for group in hidden), default=0)
     last = max((group.depth for group in hidden), default=0)
     for group in units:
         even = group.gauge is Gauge.SIGN
         pairs = np.concatenate([group.forward, group.backward], axis=1)
-        if group.stream:
+        if group.channels:
+            for part, codes in zip(CHANNEL_PARTS, (group.forward, group.backward), strict=True):
+                found[part].append((codes, False))
+        elif group.stream:
             found[STREAMS].append((group.forward, False))
         elif group.heads:
             found["heads"].append((group.forward, even))
@@ -101,7 +107,8 @@ def tokens_of(units: Sequence[Units]) -> dict[str, Tokens]:
 
 def is_hidden(group: Units) -> bool:
     """Say whether units are told apart by where they stand: not outputs, heads or streams."""
-    return group.gauge is not Gauge.NAMED and not group.heads and not group.stream
+    told = group.heads or group.stream or group.channels
+    return group.gauge is not Gauge.NAMED and not told
 
 
 def _joined(part: str, pieces: Sequence[tuple[Array, bool]]) -> Tokens:
@@ -165,7 +172,7 @@ class IdentityCoder:
     def code_of(self, parts: Mapping[str, Tokens]) -> NDArray[np.float32]:
         """Return the identity code of a model whose units are told by part."""
         return self.code_of_sums(
-            {part: (self.sum_of(part, tokens), len(tokens.even)) for part, tokens in parts.items()}
+            {part: (self.sum_of(part, parts[part]), len(parts[part].even)) for part in PARTS}
         )
 
     def sum_of(self, part: str, tokens: Tokens) -> Sum:

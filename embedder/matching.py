@@ -29,7 +29,14 @@ COUNT = 100
 _LEAST = 1e-3
 """Added to a deviation, so that candidates that show all the same show nothing."""
 
-MATCHED = (*KERNEL_PARTS, STREAMS)
+_TURNS = {part: part for part in KERNEL_PARTS} | {
+    "channels read": "first read",
+    "channels reach": "last reach",
+}
+"""Part whose units are matched one by one → part whose weighing of directions it takes. What the
+channels of a stream hold comes from the inputs, and what they do goes to the outputs."""
+
+MATCHED = (*_TURNS, STREAMS)
 
 
 def turned(parts: Mapping[str, Tokens], coder: IdentityCoder) -> dict[str, Tokens]:
@@ -39,8 +46,8 @@ def turned(parts: Mapping[str, Tokens], coder: IdentityCoder) -> dict[str, Token
     which weighing has made that of the identity.
     """
     found = {}
-    for part in KERNEL_PARTS:
-        codes = unit_rows(parts[part].codes @ coder.arrays[f"{part}/turn"])
+    for part, weighed in _TURNS.items():
+        codes = unit_rows(parts[part].codes @ coder.arrays[f"{weighed}/turn"])
         # Of too many, the same ones are taken in whatever order they come.
         chosen = np.argsort(-codes[:, 0])[:MOST] if len(codes) > MOST else slice(None)
         found[part] = Tokens(codes[chosen].astype(np.float32), parts[part].even[chosen])
@@ -53,7 +60,7 @@ def turned(parts: Mapping[str, Tokens], coder: IdentityCoder) -> dict[str, Token
 
 
 def agreement(first: Mapping[str, Tokens], second: Mapping[str, Tokens]) -> NDArray[np.float64]:
-    """Return how well the units of two models pair off in each part, (6,).
+    """Return how well the units of two models pair off in each part, (8,).
 
     It is the mean cosine of partners, NaN for a part that one of them lacks.
 
@@ -68,7 +75,7 @@ def agreement(first: Mapping[str, Tokens], second: Mapping[str, Tokens]) -> NDAr
         >>> parts = {part: none for part in MATCHED}
         >>> parts["heads"] = Tokens(units[:4], np.zeros(4, bool))
         >>> agreement(parts, {**parts, "heads": Tokens(units[3::-1], np.zeros(4, bool))})
-        array([nan, nan, nan, nan,  1., nan])
+        array([nan, nan, nan, nan,  1., nan, nan, nan])
     """
     found = np.full(len(MATCHED), np.nan)
     for place, part in enumerate(MATCHED):
@@ -87,11 +94,11 @@ def evidence(agreements: NDArray[np.float64]) -> NDArray[np.float64]:
     training has moved say nothing, and do not hide one that it left alone.
 
     Args:
-        agreements: (candidates, 6), what `agreement` returns for each.
+        agreements: (candidates, 8), what `agreement` returns for each.
 
     Example:
         >>> part = np.array([0.5, 0.3, 0.4, 0.4, 0.4])[:, None]
-        >>> int(evidence(np.hstack([part, np.full((5, 5), np.nan)])).argmax())
+        >>> int(evidence(np.hstack([part, np.full((5, 7), np.nan)])).argmax())
         0
     """
     there = ~np.isnan(agreements)

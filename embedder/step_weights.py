@@ -1,6 +1,7 @@
 """What the steps of an architecture multiply by: matrices, biases and the factors of norms."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -105,3 +106,16 @@ def norm_factor(norm: Step, values: Callable[[str], Array]) -> Array:
     if "gain" in norm.tensors:
         factor = factor * values(norm.tensors["gain"]).reshape(-1, 1)
     return factor
+
+
+def norms_of_one(architecture: Architecture) -> Iterator[int]:
+    """Yield the places of batch norms that are of what the step before adds, not of the stream.
+
+    So ends a block of a residual network; weights before such a norm have no scale of their own.
+    """
+    for depth, (before, step) in enumerate(pairwise(architecture.steps), 1):
+        follows = before.target == step.target == step.source and before.op is not Op.NORM
+        if follows and step.op is Op.NORM and step.kind == "batch":
+            axes = architecture.axes[before.tensors["weight"]] if "weight" in before.tensors else ()
+            if not any(axis and axis.power > 0 for axis in axes):
+                yield depth

@@ -5,11 +5,14 @@ do, which the weights above them decide. Between relatives both matchings are th
 agree about few units, and only as far as their data made units alike. So a reordered child is told
 from a stranger before anything is aligned, and alignment then shows how far the two are apart.
 
+The channels of a residual stream and the heads of an attention are put in order too, and decide
+nothing: channels may have been rotated instead, and heads are few.
+
 Source: matching units by weights, Ainsworth et al. 2023 (Git Re-Basin), ICLR; the second matching
 from the other side, as a test, is our own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -18,12 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedder.anchors import Units
-from embedder.architecture import Architecture
+from embedder.architecture import Architecture, Op
 from embedder.checkpoint import Checkpoint, Tensor, tensor_of
 from embedder.coding import shipped_coder, units_of
 from embedder.describing import describe
 from embedder.errors import ArchitectureError
-from embedder.identity import unit_rows
+from embedder.identity import is_hidden, unit_rows
 from embedder.symmetry import multiplied, reordered
 from embedder.units import Gauge
 from lineage.chance import Chance
@@ -36,12 +39,12 @@ AGREED = 0.6
 (`benchmarks/results/alignment.json`) 239 of 256 children pass that were trained further to a drift
 of .3, and none of 1,693 pairs of other seeds and other recipes of one design and task."""
 
-CONTROLS, STRANGERS = 1_693, 0.44
+CONTROLS, STRANGERS = 1_693, 0.5
 """How many pairs of strangers these were, and the largest share among them."""
 
 NEAREST = 0.2
 """Share of units whose nearest is the same from both sides, below which they are not matched one by
-one: of the pairs of the zoo that agree about .6 none has less than .23."""
+one: of the pairs of the zoo that agree about .6 none has less than .21."""
 
 LEAST_UNITS = 24
 """Units below which agreement may be luck: of 24 that match at random, one agrees on average."""
@@ -119,6 +122,12 @@ class Described:
     architecture: Architecture
     units: Sequence[Units]
 
+    @property
+    def unknown(self) -> frozenset[str]:
+        """Groups of which it is not known what is applied to them: it may be odd, as tanh is."""
+        groups = self.architecture.groups.values()
+        return frozenset(group.name for group in groups if group.activation == "unknown")
+
 
 def described(checkpoint: Checkpoint) -> Described | None:
     """Return what is matched of a model; None for one that is too large or not understood.
@@ -135,7 +144,9 @@ def described(checkpoint: Checkpoint) -> Described | None:
         return None
 
 
-def align(ours: Described, theirs: Described, second: Checkpoint) -> Alignment | None:
+def align(
+    ours: Described, theirs: Described, first: Checkpoint, second: Checkpoint
+) -> Alignment | None:
     """Return the second model aligned to the first; None where they are not of one design.
 
     None too where the two ways of matching do not agree, as between strangers.
@@ -143,34 +154,50 @@ def align(ours: Described, theirs: Described, second: Checkpoint) -> Alignment |
     Args:
         ours: What is known of the first.
         theirs: What is known of the second.
-        second: Its weights.
+        first: The weights of the first.
+        second: Those of the second.
 
     Raises:
         CheckpointError: A tensor cannot be read.
     """
-    matched = match_units(ours.units, theirs.units)
-    units = sum(m.units for m in matched)
-    if units < LEAST_UNITS or sum(m.nearest for m in matched) < NEAREST * units:
+    for signless in (False, True):
+        matched = match_units(ours.units, theirs.units, ours.unknown if signless else frozenset())
+        if _agree(matched):
+            break
+    else:
         return None
-    agreed = sum(m.agreed for m in matched)
-    if agreed < AGREED * units:
-        return None
-    return _undone(second, theirs.architecture, matched, units, agreed)
+    sizes = {name: group.size for name, group in theirs.architecture.groups.items()}
+    orders = dict(_beside(ours.units, theirs.units, sizes))
+    return _undone(first, second, theirs.architecture, matched, orders)
 
 
-def match_units(ours: Sequence[Units], theirs: Sequence[Units]) -> list["Match"]:
+def _agree(matched: Sequence["Match"]) -> bool:
+    """Say whether two models are no strangers, as the two ways of matching agree."""
+    units = sum(match.units for match in matched)
+    if units < LEAST_UNITS or sum(match.nearest for match in matched) < NEAREST * units:
+        return False
+    return sum(match.agreed for match in matched) >= AGREED * units
+
+
+def match_units(
+    ours: Sequence[Units], theirs: Sequence[Units], signless: Collection[str] = ()
+) -> list["Match"]:
     """Return the groups of two models' units, matched from both sides; none if designs differ.
 
     Args:
         ours: What `embedder.anchors.anchored` returns for one model.
         theirs: The same for the other.
+        signless: Groups whose units may have another sign, though their gauge does not say it.
     """
     if _design(ours) != _design(theirs):
         return []
     pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if _is_matched(a)]
     first = min((a.depth for a, _ in pairs), default=0)
     last = max((a.depth for a, _ in pairs), default=0)
-    return [Match(a, b, first=a.depth == first, last=a.depth == last) for a, b in pairs]
+    return [
+        Match(a, b, first=a.depth == first, last=a.depth == last, signless=a.group in signless)
+        for a, b in pairs
+    ]
 
 
 def _design(units: Sequence[Units]) -> list[tuple[int, Gauge, bool, bool]]:
@@ -179,8 +206,31 @@ def _design(units: Sequence[Units]) -> list[tuple[int, Gauge, bool, bool]]:
 
 def _is_matched(group: Units) -> bool:
     """Say whether a group has units that may be reordered, and that do something."""
-    free = group.gauge is not Gauge.NAMED and not group.heads and not group.gates
-    return free and bool(group.reach.any()) and len(group.read) > 1
+    return is_hidden(group) and not group.gates and bool(group.reach.any()) and len(group.read) > 1
+
+
+def _beside(
+    ours: Sequence[Units], theirs: Sequence[Units], sizes: Mapping[str, int]
+) -> Iterator[tuple[str, NDArray[np.intp]]]:
+    """Yield the order of streams' channels, if both sides agree about it, and that of heads.
+
+    Args:
+        ours: The units of one model.
+        theirs: Those of the other, of the same design.
+        sizes: Group → its units; query heads that share a key are one.
+    """
+    for a, b in zip(ours, theirs, strict=True):
+        if a.channels and Gauge.NAMED not in (a.gauge, b.gauge):
+            # What they hold came from the inputs, and what they do goes to the outputs.
+            match = Match(a, b, first=True, last=True)
+            if match.agreed >= AGREED * match.units:
+                yield b.group, match.order
+        elif a.heads:
+            turn = shipped_coder().arrays["heads/turn"]
+            one, other = (
+                unit_rows(group.forward @ turn).reshape(sizes[b.group], -1) for group in (a, b)
+            )
+            yield b.group, _partners(one @ other.T)
 
 
 class Match:
@@ -191,16 +241,19 @@ class Match:
         theirs: The same group of the other.
         first: Whether its units read the inputs.
         last: Whether they feed the outputs.
+        signless: Whether units may have another sign, whatever their gauge says.
     """
 
-    def __init__(self, ours: Units, theirs: Units, *, first: bool, last: bool) -> None:
+    def __init__(
+        self, ours: Units, theirs: Units, *, first: bool, last: bool, signless: bool = False
+    ) -> None:
         self.ours, self.theirs = ours, theirs
         arrays = shipped_coder().arrays
         read = arrays["first read/turn" if first else "deep read/turn"]
         reach = arrays["last reach/turn" if last else "deep reach/turn"]
         self._below = unit_rows(ours.forward @ read) @ unit_rows(theirs.forward @ read).T
         self._above = unit_rows(ours.backward @ reach) @ unit_rows(theirs.backward @ reach).T
-        self.even = ours.gauge is Gauge.SIGN
+        self.even = signless or ours.gauge is Gauge.SIGN
         self.units = len(ours.read)
 
     def _sized(self) -> list[Values]:
@@ -253,32 +306,109 @@ def _partners(cosines: Values) -> NDArray[np.intp]:
 
 
 def _undone(
-    checkpoint: Checkpoint,
+    first: Checkpoint,
+    second: Checkpoint,
     architecture: Architecture,
     matched: Sequence[Match],
-    units: int,
-    agreed: int,
+    beside: Mapping[str, NDArray[np.intp]],
 ) -> Alignment:
     """Return the aligned model."""
-    orders: dict[str, NDArray[np.intp]] = {}
+    orders = dict(beside)
     factors: dict[str, Values] = {}
     for match in matched:
         name = match.theirs.group
         orders.setdefault(architecture.root(name), match.order)
         scales = match.factors()
         # Where the activation is not known, scales are undone only if they are there to be seen.
-        known = architecture.groups[name].gauge in (Gauge.SCALE, Gauge.SIGN)
-        if known or np.std(np.log(np.abs(scales))) > RESCALED:
+        known = match.even or architecture.groups[name].gauge is Gauge.SCALE
+        if known or _is_scaled(scales):
             factors[name] = scales
-    weights = {t.name: t.read() for t in checkpoint.tensors if t.name in architecture.axes}
-    weights = multiplied(reordered(weights, architecture, orders), architecture, factors)
-    tensors = tuple(_with(tensor, weights.get(tensor.name)) for tensor in checkpoint.tensors)
-    aligned = Checkpoint(
-        checkpoint.location, checkpoint.format, tensors, adapter=checkpoint.adapter
+    ours, weights = (
+        {t.name: t.read() for t in side.tensors if t.name in architecture.axes}
+        for side in (first, second)
     )
+    weights = multiplied(reordered(weights, architecture, orders), architecture, factors)
+    if ours.keys() == weights.keys():
+        weights, more = _scales_undone(ours, weights, architecture, _untold(architecture, factors))
+        factors |= {name: factors.get(name, 1.0) * scales for name, scales in more.items()}
+    tensors = tuple(_with(tensor, weights.get(tensor.name)) for tensor in second.tensors)
+    aligned = Checkpoint(second.location, second.format, tensors, adapter=second.adapter)
     moved = any((order != np.arange(len(order))).any() for order in orders.values())
-    scaled = any(np.std(np.log(np.abs(f))) > RESCALED or (f < 0).any() for f in factors.values())
+    scaled = any(_is_scaled(f) or (f < 0).any() for f in factors.values())
+    units, agreed = sum(m.units for m in matched), sum(m.agreed for m in matched)
     return Alignment(units, agreed, aligned, moved, scaled)
+
+
+def _is_scaled(factors: Values) -> bool:
+    return bool(np.std(np.log(np.abs(factors))) > RESCALED)
+
+
+def _untold(architecture: Architecture, told: Mapping[str, Values]) -> list[str]:
+    """Return the groups whose units may have scales that their codes do not tell.
+
+    These are the channels after a norm, which its gain and what reads them share, and the units of
+    a gated map, whose codes stand for their negatives too and tell the sign alone.
+    """
+    gated = {step.inside for step in architecture.steps if step.op is Op.GATED}
+    return [
+        name
+        for name, group in architecture.groups.items()
+        if name in gated or (group.gauge is Gauge.SCALE and name not in told)
+    ]
+
+
+_ROUNDS = 4
+"""How often scales are told: those of the rows of a matrix and of its columns depend on each other.
+A third round changes them by less than a thousandth."""
+
+
+def _scales_undone(
+    ours: Mapping[str, Values],
+    theirs: dict[str, Values],
+    architecture: Architecture,
+    groups: Sequence[str],
+) -> tuple[dict[str, Values], dict[str, Values]]:
+    """Return the second model's weights without the scales of those groups that were rescaled.
+
+    Args:
+        ours: The weights of the first model.
+        theirs: Those of the second, in the order of the first's.
+        architecture: What their axes mean.
+        groups: Which groups may have been rescaled.
+    """
+    found: dict[str, Values] = {}
+    for _ in range(_ROUNDS):
+        for name in groups:
+            ratio = _ratio(ours, theirs, architecture, name)
+            if name in found or _is_scaled(ratio):
+                theirs = multiplied(theirs, architecture, {name: ratio})
+                found[name] = found.get(name, 1.0) * ratio
+    return theirs, found
+
+
+def _ratio(
+    ours: Mapping[str, Values], theirs: Mapping[str, Values], architecture: Architecture, name: str
+) -> Values:
+    """Return what the units of a group have to be multiplied by, as weights on both sides tell."""
+    size = architecture.groups[name].size
+    # By power: the inner product of each unit's weights with the other's, and with themselves.
+    products = {power: np.zeros((2, size)) for power in (1, -1)}
+    for tensor, axes in architecture.axes.items():
+        for place, axis in enumerate(axes):
+            if axis is not None and axis.group == name and axis.power in products:
+                one, other = (
+                    np.moveaxis(side[tensor], place, 0)
+                    .reshape(axis.before, size, axis.inner, -1)
+                    .astype(np.float64)
+                    for side in (ours, theirs)
+                )
+                products[axis.power] += [
+                    np.einsum("busv,busv->u", known, other) for known in (one, other)
+                ]
+    (read, own), (reach, heard) = products[1], products[-1]
+    told = (read > 0) & (reach > 0)
+    squared = np.where(told, read * heard, 1.0) / np.where(told, own * reach, 1.0)
+    return np.asarray(np.sqrt(squared))
 
 
 def _with(tensor: Tensor, values: Values | None) -> Tensor:

@@ -125,7 +125,7 @@ def _aligned(
             )
             if ours is None or theirs is None:
                 return None
-            alignment = align(ours, theirs, opened(second))
+            alignment = align(ours, theirs, opened(first), opened(second))
             if alignment is None:
                 return None
             prints = first.fingerprint, take_fingerprint(alignment.second)

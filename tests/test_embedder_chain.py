@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from embedder.architecture import Gauge, Op
+from embedder.chain import infer
 from embedder.describing import describe
 from embedder.errors import ArchitectureError
 from embedder.live import open_live
@@ -241,3 +242,23 @@ def test_a_single_number_is_no_vector_of_a_layer() -> None:
     assert list(found.axes) == ["a.weight", "a.bias", "b.weight"]
     narrow = describe({"a.weight": (1, 3), "a.bias": (1,), "b.weight": (2, 1)})
     assert narrow.steps[0].tensors["bias"] == "a.bias"
+
+
+def test_modules_are_put_in_order_where_the_file_is_in_that_of_the_alphabet() -> None:
+    shapes = {
+        "classifier.0.bias": (6,),
+        "classifier.0.weight": (6, 5),
+        "features.0.weight": (7, 4),
+        "features.2.weight": (5, 7),
+    }
+    found = describe(shapes)
+    assert [step.tensors["weight"] for step in found.steps] == [
+        "features.0.weight",
+        "features.2.weight",
+        "classifier.0.weight",
+    ]
+    several = {"b.weight": (6, 6), "c.weight": (6, 6), "a.weight": (3, 6), "d.weight": (6, 4)}
+    with pytest.raises(ArchitectureError, match="several orders"):
+        infer(dict(sorted(several.items())), in_any_order=True)
+    with pytest.raises(ArchitectureError, match="do not fit"):
+        describe({"first.weight": (6, 5), "other.weight": (7, 4), "some.weight": (9, 3)})

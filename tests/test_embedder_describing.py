@@ -14,6 +14,9 @@ from embedder.describing import describe
 from embedder.errors import ArchitectureError
 from embedder.opening import open_checkpoint
 from embedder.symmetry import flipped, permuted, random_orders, reordered, rescaled, rotated
+from embedder.zoo.designs import Config
+from embedder.zoo.nets import architecture_of, shapes_of
+from embedder.zoo.plan import populations
 from networks import FAMILIES, Network, bert, gpt2, llama, resnet
 
 Weights = dict[str, NDArray[np.floating]]
@@ -225,3 +228,32 @@ def test_a_damaged_model_is_described_or_refused(
         return
     assert set(found.axes) | set(found.unexplained) <= set(shapes)
     found.check(shapes)
+
+
+@pytest.mark.parametrize("config", dict.fromkeys(p.config for p in populations()), ids=repr)
+class TestZoo:
+    """The networks of the zoo are described from the names and shapes in a file alone."""
+
+    def test_each_axis_runs_over_the_units_that_the_design_says(self, config: Config) -> None:
+        made = architecture_of(config)
+        # A safetensors file holds them in the order of the alphabet.
+        found = describe(dict(sorted(shapes_of(config).items())))
+        ours, theirs = (
+            {
+                name: [
+                    ("", 0, 0) if axis is None else (a.root(axis.group), axis.before, axis.inner)
+                    for axis in axes
+                ]
+                for name, axes in a.axes.items()
+            }
+            for a in (made, found)
+        )
+        names = {
+            (axis[0], other[0])
+            for name in ours
+            for axis, other in zip(ours[name], theirs[name], strict=True)
+        }
+        assert found.unexplained == ()
+        assert len(names) == len(dict(names)) == len({other for _, other in names})
+        for name in ours:
+            assert [a[1:] for a in ours[name]] == [b[1:] for b in theirs[name]]

@@ -10,6 +10,7 @@ import torch
 from embedder.evaluating import Task, cosines, score
 from embedder.families import Relative
 from embedder.identity import (
+    CHANNEL_PARTS,
     DIMENSION,
     FEATURES,
     PAIR_PARTS,
@@ -17,6 +18,7 @@ from embedder.identity import (
     STREAMS,
     IdentityCoder,
     Tokens,
+    unit_rows,
     untrained,
 )
 from embedder.matching import MOST, agreement, evidence, reranked, turned
@@ -39,7 +41,8 @@ LOUD = 12
 def parts_of(codes: np.ndarray) -> dict[str, Tokens]:
     """Return units of the first layer, and nothing else."""
     pairs = Tokens(np.zeros((0, 128), np.float32), np.zeros(0, bool))
-    found = {part: pairs if part in PAIR_PARTS else NONE for part in PARTS}
+    every = (*PARTS, *CHANNEL_PARTS)
+    found = {part: pairs if part in PAIR_PARTS else NONE for part in every}
     lengths = np.linalg.norm(codes, axis=1, keepdims=True)
     even = np.zeros(len(codes), bool)
     return {**found, "first read": Tokens((codes / lengths).astype(np.float32), even)}
@@ -58,6 +61,11 @@ def population(families: int, seed: int, units: int = 24) -> list[Member]:
             twins = f"{seed}-{family // 2}"
             members.append(Member(name, "", twins, 3.0 + step, parts_of(rng.permutation(moved))))
     return members
+
+
+def rows_of(codes: np.ndarray) -> Tokens:
+    """Return the codes of units, of unit length."""
+    return Tokens(unit_rows(codes), np.zeros(len(codes), bool))
 
 
 def with_stream(member: Member, rows: np.ndarray) -> Member:
@@ -198,10 +206,25 @@ class TestMatching:
         assert agreement(base, copy)[-1] == pytest.approx(1, abs=1e-5)
         assert agreement(base, stranger)[-1] < 0.5
 
+    def test_channels_pair_off_in_any_order_and_enter_no_code(self) -> None:
+        rng = np.random.default_rng(1)
+        (member, *_) = population(1, 7)
+        codes = rng.normal(size=(2, 20, 64)).astype(np.float32)
+        order = rng.permutation(20)
+        plain, copy = (
+            dict(member.tokens, **dict(zip(CHANNEL_PARTS, map(rows_of, codes[:, at]), strict=True)))
+            for at in (np.arange(20), order)
+        )
+        shown = agreement(turned(plain, untrained()), turned(copy, untrained()))
+        assert shown[5:7] == pytest.approx(1, abs=1e-5)
+        np.testing.assert_array_equal(
+            untrained().code_of(plain), untrained().code_of(member.tokens)
+        )
+
     def test_one_part_that_stands_out_is_enough(self) -> None:
         rng = np.random.default_rng(2)
-        shown = rng.normal(0.4, 0.02, size=(50, 6))
-        shown[7, 3], shown[:, 5] = 0.6, np.nan
+        shown = rng.normal(0.4, 0.02, size=(50, 8))
+        shown[7, 3], shown[:, 7] = 0.6, np.nan
         assert evidence(shown).argmax() == 7
 
     def test_of_too_many_units_the_same_are_matched_in_any_order(self) -> None:

@@ -12,7 +12,10 @@ from command import answer_of, lineage
 from embedder.architecture import Builder
 from embedder.checkpoint import Checkpoint
 from embedder.opening import open_checkpoint
-from embedder.symmetry import permuted, rescaled
+from embedder.symmetry import disguised as every_symmetry
+from embedder.symmetry import rotated
+from embedder.zoo.designs import Config
+from embedder.zoo.nets import architecture_of, new_start
 from lineage.aligning import AGREED, Alignment, align, described
 from lineage.verdict import Relation
 
@@ -45,15 +48,17 @@ def trained(weights: Weights, drift: float, seed: int = 1) -> Weights:
     }
 
 
-def disguised(weights: Mapping[str, NDArray[np.floating]], seed: int = 2) -> Weights:
-    """Return a copy that computes the same, if the activation is ReLU: another order and scale."""
+def disguised(
+    weights: Mapping[str, NDArray[np.floating]], seed: int = 2, activation: str = "relu"
+) -> Weights:
+    """Return a copy that computes the same, in another order, scale or sign."""
     builder = Builder("mlp").input("in", 64)
     for name, source, target, size in (("0", "in", "a", 60), ("2", "a", "b", 40)):
         bias = f"{name}.bias"
-        builder.linear(f"{name}.weight", source, target, size, bias=bias, activation="relu")
+        builder.linear(f"{name}.weight", source, target, size, bias=bias, activation=activation)
     architecture = builder.linear("4.weight", "b", "out", 10, bias="4.bias", named=True).build()
     rng = np.random.default_rng(seed)
-    weights = permuted(rescaled(weights, architecture, rng), architecture, rng)
+    weights = every_symmetry(weights, architecture, rng)
     return {name: np.ascontiguousarray(values, np.float32) for name, values in weights.items()}
 
 
@@ -81,6 +86,15 @@ class TestCompare:
         claim = lineage("verify", pair[1], "--parent", pair[0], "--json").answer["claims"][0]
         assert claim["answer"] == "cannot-say"
 
+    def test_flipped_signs_are_undone_though_the_activation_is_not_known(
+        self, folder: Path
+    ) -> None:
+        flipped = disguised(trained(network(0), 0.08), activation="tanh")
+        save_file(flipped, folder / "flipped.safetensors")
+        answer = answer_of("compare", folder / "base.safetensors", folder / "flipped.safetensors")
+        assert answer["relation"] == Relation.FINE_TUNE
+        assert {"reorder", "rescale"} <= set(answer["operations"])
+
     def test_a_stranger_stays_one(self, folder: Path) -> None:
         answer = answer_of("compare", folder / "base.safetensors", folder / "stranger.safetensors")
         assert answer["relation"] == Relation.UNRELATED
@@ -105,11 +119,72 @@ class TestCatalogue:
         assert done.answer["claims"][0]["answer"] in ("supported", "cannot-say")
 
 
+def transformer(norm: str, seed: int) -> Weights:
+    """Return a language model of two blocks, with heavier tails than a start has."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: (values * np.exp(rng.normal(0, 0.8, values.shape))).astype(np.float32)
+        for name, values in new_start(language_model(norm), seed).items()
+    }
+
+
+def language_model(norm: str) -> Config:
+    activation = "silu" if norm == "rms" else "gelu"
+    sizes = {"heads": 2, "places": 16, "causal": True}
+    return Config("transformer", 50, 50, (24, 24), activation, norm, **sizes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+class TestTransformers:
+    """Stream, heads and hidden units are all in another order: rows and columns of each matrix."""
+
+    def pair(
+        self, folder: Path, norm: str, drift: float, turned: bool = False
+    ) -> tuple[Path, Path]:
+        base, architecture = transformer(norm, 5), architecture_of(language_model(norm))
+        change = rotated if turned else every_symmetry
+        child = change(trained(base, drift), architecture, np.random.default_rng(0))
+        names = folder / "base.safetensors", folder / "child.safetensors"
+        for name, weights in zip(names, (base, child), strict=True):
+            save_file({n: np.ascontiguousarray(w, np.float32) for n, w in weights.items()}, name)
+        return names
+
+    def test_a_disguised_fine_tune_is_one(self, tmp_path: Path, norm: str) -> None:
+        answer = lineage("compare", *self.pair(tmp_path, norm, 0.08), "--json").answer
+        assert answer["relation"] == Relation.FINE_TUNE
+        assert "reorder" in answer["operations"]
+        assert answer["distance"] == pytest.approx(0.08, abs=0.03)
+
+    def test_a_disguised_copy_has_the_same_weights(self, tmp_path: Path, norm: str) -> None:
+        assert answer_of("compare", *self.pair(tmp_path, norm, 0))["relation"] == (
+            Relation.SAME_WEIGHTS
+        )
+
+    @pytest.mark.parametrize(("drift", "turned"), [(0.3, False), (0.08, True)])
+    def test_one_that_went_far_or_was_rotated_is_never_refuted(
+        self, tmp_path: Path, norm: str, drift: float, turned: bool
+    ) -> None:
+        pair = self.pair(tmp_path, norm, drift, turned)
+        answer = lineage("compare", *pair, "--json").answer
+        assert answer["relation"] in (Relation.FINE_TUNE, Relation.CANNOT_SAY)
+
+    def test_a_stranger_stays_one(self, tmp_path: Path, norm: str) -> None:
+        base, _ = self.pair(tmp_path, norm, 0)
+        architecture = architecture_of(language_model(norm))
+        other = every_symmetry(transformer(norm, 9), architecture, np.random.default_rng(0))
+        save_file(
+            {n: np.ascontiguousarray(w, np.float32) for n, w in other.items()},
+            tmp_path / "stranger.safetensors",
+        )
+        answer = answer_of("compare", base, tmp_path / "stranger.safetensors")
+        assert answer["relation"] == Relation.UNRELATED
+
+
 def aligned(first: Checkpoint, second: Checkpoint) -> Alignment | None:
     ours, theirs = described(first), described(second)
     assert ours is not None
     assert theirs is not None
-    return align(ours, theirs, second)
+    return align(ours, theirs, first, second)
 
 
 class TestAlign:

@@ -1,0 +1,90 @@
+"""What `compare` says of networks whose units were reordered, rescaled and flipped, by kind.
+
+    python -m benchmarks.disguised ZOO      half a minute on one core
+
+Each pair is written to two bare safetensors files, so that names and shapes alone tell the
+architecture, and the second is disguised: hidden units, heads and the channels of streams in
+another order, scaled and flipped as far as the design allows. Kin are children that were trained
+further, by how far they went; strangers have the same design and another start. Training here is
+short, so that many children still look like a random start, and `cannot-say` is right for them;
+`unrelated` is wrong for all kin. It writes benchmarks/results/disguised.json.
+"""
+
+import sys
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from benchmarks.machine import write_result
+from embedder.symmetry import disguised
+from embedder.zoo.shards import Zoo, open_zoo
+from lineage.engine import LineageEngine
+
+SEED = 0
+DRIFTS = (0.0, 0.1, 0.3, 1.0, np.inf)
+TRAINED = ("train-on", "lora-1", "lora-2", "lora-4")
+PAIRS = 100
+"""Pairs of each kind of network, of kin and of strangers."""
+
+
+def pairs_of(zoo: Zoo, kind: str, rng: np.random.Generator) -> Iterator[tuple[str, str, str]]:
+    """Yield what two networks of a kind are to each other, and the two."""
+    rows = [row for row in zoo if row["kind"] == kind and not row["diverged"]]
+    bases = {row["id"]: row for row in rows if row["role"] == "base" and row["id"] == row["family"]}
+    children = [
+        row
+        for row in rows
+        if row["generation"] == 1
+        and row["operation"] in TRAINED
+        and row["family"] in bases
+        and row["design"] == bases[row["family"]]["design"]
+    ]
+    for place in rng.permutation(len(children))[:PAIRS]:
+        row = children[place]
+        step = int(np.searchsorted(DRIFTS, row["drift"], side="right"))
+        yield f"kin, drift {DRIFTS[step - 1]} to {DRIFTS[step]}", row["family"], row["id"]
+    by_design = defaultdict(list)
+    for row in bases.values():
+        by_design[row["design"]].append(row)
+    for place in rng.permutation(len(bases))[:PAIRS]:
+        one = list(bases.values())[place]
+        others = [r for r in by_design[one["design"]] if r["start_seed"] != one["start_seed"]]
+        if others:
+            yield "strangers", one["id"], others[rng.integers(len(others))]["id"]
+
+
+def answers(zoo: Zoo, folder: Path) -> dict[str, Any]:
+    """Return how often each relation was said, by kind of network and of pair."""
+    rng = np.random.default_rng(SEED)
+    said: dict[str, dict[str, Counter[str]]] = {}
+    one, other = folder / "one.safetensors", folder / "other.safetensors"
+    with LineageEngine(str(folder / "none"), optional=True) as engine:
+        for kind in ("cnn", "gnn", "mlp", "rnn", "transformer"):
+            told = said[kind] = defaultdict(Counter)
+            for name, first, second in pairs_of(zoo, kind, rng):
+                save_file(zoo.weights(first), one)
+                changed = disguised(zoo.weights(second), zoo.architecture(second), rng)
+                save_file(
+                    {n: np.ascontiguousarray(w, np.float32) for n, w in changed.items()}, other
+                )
+                told[name][str(engine.compare(str(one), str(other)).relation)] += 1
+            print(kind, {name: dict(count) for name, count in sorted(told.items())}, flush=True)
+    return {kind: {n: dict(c) for n, c in sorted(told.items())} for kind, told in said.items()}
+
+
+def main() -> None:
+    """Measure and write the result."""
+    zoo = open_zoo(Path(sys.argv[1]))
+    with tempfile.TemporaryDirectory(prefix="lineage-disguised-") as made:
+        said = answers(zoo, Path(made))
+    result = {"seed": SEED, "zoo": {"models": len(zoo)}, "said": said}
+    print("written to", write_result("disguised", result))
+
+
+if __name__ == "__main__":
+    main()
