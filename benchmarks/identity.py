@@ -1,9 +1,10 @@
 """How well identity codes find the parents of networks that they have not seen, on a zoo.
 
     python -m benchmarks.identity ZOO           the shipped encoder and simpler codes, same queries
-    python -m benchmarks.identity ZOO --train   also encoders trained without one kind of network,
-                                                one task and one operation, fixed beforehand
     python -m benchmarks.identity ZOO --method flat   this row anew, beside those that are there
+    python -m benchmarks.identity ZOO --train   an encoder trained without one kind of network, one
+                                                task and one operation, fixed beforehand
+    python -m benchmarks.identity ZOO --alike   which kin and strangers the search's limit lets by
     python -m benchmarks.identity ZOO --strangers OTHER   how alike networks of one design are that
                                                           learned one task from other seeds
 
@@ -15,6 +16,7 @@ rows that are there already.
 import argparse
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,13 @@ import torch
 from benchmarks.machine import read_result, write_result
 from embedder.anchors import anchored
 from embedder.coding import shipped_coder
-from embedder.evaluating import Cell, Task, score, task_of
+from embedder.evaluating import BINS, Cell, Task, score, task_of
 from embedder.families import Relative, Split, relatives_of
 from embedder.identity import IdentityCoder
 from embedder.symmetry import flipped, permuted, rescaled, rotated
 from embedder.training import Settings, train_identity
 from embedder.zoo.shards import Zoo, open_zoo
+from index.search import ALIKE
 from lineage.evaluate_commands import METHODS, scores_of, show
 
 LEFT_OUT = Split(kind="rnn", task="textures8", operation="prune")
@@ -118,6 +121,32 @@ def strangers(zoo: Zoo, coder: IdentityCoder) -> dict[str, Any]:
     }
 
 
+def alike(coder: IdentityCoder, task: Task) -> dict[str, Any]:
+    """Return which cosines held-back queries have with their bases, and with all others."""
+    queries, gallery = (
+        np.array([coder.code_of(relative.member.tokens) for relative in side])
+        for side in (task.queries, task.gallery)
+    )
+    scores = queries @ gallery.T
+    own = scores[np.arange(len(queries)), task.right]
+    drift = np.array([query.drift for query in task.queries])
+    families = np.array([base.member.start for base in task.gallery])
+    strange = scores[families[None, :] != families[task.right][:, None]]
+    return {
+        "limit": ALIKE,
+        "kin_above": {
+            f"{low} to {high}": round(
+                float((own[(drift >= low) & (drift < high)] > ALIKE).mean()), 4
+            )
+            for low, high in pairwise(BINS)
+        },
+        "strangers_above": round(float((strange > ALIKE).mean()), 5),
+        "strangers": {
+            q: round(float(np.quantile(strange, float(q))), 3) for q in ("0.99", "0.999")
+        },
+    }
+
+
 def left_out(zoo: Zoo, relatives: list[Relative]) -> dict[str, Any]:
     """Train without one kind, task and operation together, and score each on what was left out."""
     known = [relative for relative in relatives if LEFT_OUT.trains(relative.row)]
@@ -167,6 +196,7 @@ def main() -> None:
     parser.add_argument("zoo", type=Path)
     parser.add_argument("--train", action="store_true")
     parser.add_argument("--method", action="append", choices=METHODS)
+    parser.add_argument("--alike", action="store_true")
     parser.add_argument("--strangers", type=Path)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
@@ -183,7 +213,7 @@ def measured(
     coder, result = shipped_coder(), read_result("identity")
     if result.get("encoder") != coder.version:
         result = {}
-    some = chosen.method or chosen.strangers
+    some = chosen.method or chosen.strangers or chosen.alike or chosen.train
     if some and not result:
         raise SystemExit("there are no rows of this encoder yet; measure all of them first")
     if not some:
@@ -193,6 +223,8 @@ def measured(
             "invariance": invariance(zoo, coder),
             "same_start": same_start(coder, task, Split()),
         }
+    if chosen.alike or not some:
+        result["alike"] = alike(coder, task)
     asked = (chosen.method or ()) if some else METHODS
     rows = result.get("methods", {}) | methods(zoo, task, asked)
     result["methods"] = {name: rows[name] for name in METHODS if name in rows}

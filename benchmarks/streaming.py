@@ -2,15 +2,17 @@
 
     python -m benchmarks.streaming          up to 7 billion parameters: about three minutes
     python -m benchmarks.streaming --ten    also 10 billion
+    python -m benchmarks.streaming --plot   only draw what was measured last
 
 Transformers of bfloat16 as ONNX, whose data files are hard links to one random file of 1 GB, and
 one of safetensors, whose attention is followed head by head. Each is opened, described and coded
 in a process of its own with one BLAS thread, as workers have it; blocks are multiplied in two
 threads. Bytes of a model count once, though most are read twice and come from the page cache.
-Memory is what the process has for itself (USS), looked at every 20 ms. The machine was waited for
+Memory is what a process of its own has for itself (USS), looked at every 20 ms; looking takes a
+fifth of a core, so the processes that are timed are not looked at. The machine was waited for
 until its load fell below 1.5; the load beside each row says whether it stayed so.
 `cpu_bytes_a_second` is what two idle cores would do: twice the bytes over the time of all cores. It
-writes benchmarks/results/streaming.json.
+writes benchmarks/results/streaming.json, and draws what a parameter costs beside it.
 """
 
 import argparse
@@ -27,7 +29,15 @@ from typing import Any
 
 import psutil
 
-from benchmarks.machine import ROOT, load, spread, wait_until_idle, write_result
+from benchmarks.machine import (
+    RESULTS,
+    ROOT,
+    load,
+    read_result,
+    spread,
+    wait_until_idle,
+    write_result,
+)
 from benchmarks.made import TransformerShape, bfloat16_file, large_transformer, transformer_onnx
 
 Json = dict[str, Any]
@@ -70,17 +80,17 @@ def code(model: Path) -> Json:
     }
 
 
-def run(model: Path) -> Json:
-    """Code a model in a process of its own, and watch its memory."""
+def run(model: Path, *, watched: bool = False) -> Json:
+    """Code a model in a process of its own, and watch its memory or else leave it alone."""
     command = [sys.executable, "-m", "benchmarks.streaming", "--code", str(model)]
     settings = {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
     process = subprocess.Popen(
         command, cwd=ROOT, env={**os.environ, **settings}, stdout=subprocess.PIPE, text=True
     )
-    peak, watched = 0, psutil.Process(process.pid)
-    while process.poll() is None:
+    peak, child = 0, psutil.Process(process.pid)
+    while watched and process.poll() is None:
         try:
-            peak = max(peak, watched.memory_full_info().uss)
+            peak = max(peak, child.memory_full_info().uss)
         except psutil.Error:
             break  # it has just ended
         time.sleep(_LOOK_S)
@@ -91,13 +101,12 @@ def run(model: Path) -> Json:
 
 
 def row_of(model: Path, *, wait: bool) -> Json:
-    """Return the row of one model: the median of three runs, of one where a run is long."""
+    """Return the row of one model: memory in one run, then the median time of three others."""
     before = wait_until_idle(IDLE_LOAD) if wait else load()
-    runs = [run(model)]
-    while len(runs) < (1 if runs[0]["seconds"] > 30 else 3):
-        runs.append(run(model))
+    first = run(model, watched=True)
+    runs = [run(model) for _ in range(3)]
     seconds = median(one["seconds"] for one in runs)
-    parameters, size = runs[0]["parameters"], runs[0]["bytes"]
+    parameters, size = first["parameters"], first["bytes"]
     return {
         "parameters": parameters,
         "bytes": size,
@@ -108,9 +117,32 @@ def row_of(model: Path, *, wait: bool) -> Json:
         "nanoseconds_a_parameter": round(1e9 * seconds / parameters, 2),
         "bytes_a_second": round(size / seconds),
         "cpu_bytes_a_second": round(2 * size / median(one["cpu_seconds"] for one in runs)),
-        "peak_private_mb": max(one["peak_private_mb"] for one in runs),
-        "same_code_each_time": len({str(one["first"]) for one in runs}) == 1,
+        "peak_private_mb": first["peak_private_mb"],
+        "same_code_each_time": len({str(one["first"]) for one in (first, *runs)}) == 1,
     }
+
+
+def draw(result: Json) -> Path:
+    """Draw the seconds of all cores that a parameter takes, by the size of a model."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    rows = [row for row in result.values() if isinstance(row, dict) and "parameters" in row]
+    onnx = sorted(rows[:-1], key=lambda row: int(row["parameters"]))  # the last is safetensors
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    for chosen, label, mark in ((onnx, "ONNX", "o-"), (rows[-1:], "safetensors", "s")):
+        sizes = [row["parameters"] for row in chosen]
+        costs = [1e9 * row["cpu_seconds"] / row["parameters"] for row in chosen]
+        axes.loglog(sizes, costs, mark, label=label)
+    axes.set(xlabel="parameters", ylabel="ns of a core a parameter", ylim=(1, 300))
+    axes.grid(visible=True, which="major", alpha=0.3)
+    axes.legend()
+    path = RESULTS / "streaming.svg"
+    # Nothing in the picture may differ from one drawing to the next of the same numbers.
+    with rc_context({"svg.hashsalt": "streaming"}):
+        figure.savefig(path, metadata={"Date": None})
+    return path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -122,10 +154,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--busy", action="store_true", help="do not wait for an idle machine")
     parser.add_argument("--only", help="one size, printed and not written")
     parser.add_argument("--folder", type=Path, help="where the files go for a while; default: temp")
+    parser.add_argument("--plot", action="store_true", help="only draw what was measured last")
     parser.add_argument("--code", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.code:
         print(json.dumps(code(given.code)))
+        return 0
+    if given.plot:
+        print(f"drawn in {draw(read_result('streaming'))}")
         return 0
     shapes = {**SHAPES, **(LARGEST if given.ten else {})}
     rows: Json = {}
@@ -153,6 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, (number, met) in reached.items()
     }
     print(f"written to {write_result('streaming', {'seed': SEED, 'targets': targets, **rows})}")
+    print(f"drawn in {draw(rows)}")
     return 0
 
 
