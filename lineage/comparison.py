@@ -11,7 +11,7 @@ from embedder.errors import CheckpointError
 from embedder.fingerprint import take_fingerprint
 from embedder.opening import open_checkpoint
 from index.search import ALIKE
-from lineage.aligning import after_alignment, align, described
+from lineage.aligning import Alignment, Described, after_alignment, align, described
 from lineage.chance import corrected
 from lineage.direction import Direction, direction_of
 from lineage.known import Known, may_be_read, measure_pair
@@ -115,24 +115,50 @@ def may_align(first: Model, second: Model) -> bool:
 def _aligned(
     first: Model, second: Model, known: Known | None
 ) -> tuple[Measurement, Verdict] | None:
-    """Return what is measured and decided once the second's hidden units are put back in order."""
+    """Return what is measured and decided once the second's hidden units are put back in order.
+
+    Where they were rescaled, the first is put into the second's scales too: random scales hide that
+    weights still look like a random start, and a relation has to hold in both.
+    """
     try:
         with ExitStack() as stack:
             opened = known.opened if known is not None else _opener(stack)
-            ours, theirs = (
-                known.described(model) if known is not None else described(opened(model))
-                for model in (first, second)
-            )
-            if ours is None or theirs is None:
-                return None
-            alignment = align(ours, theirs, opened(first), opened(second))
-            if alignment is None:
-                return None
-            prints = first.fingerprint, take_fingerprint(alignment.second)
-            measured = measure(*prints, (opened(first), alignment.second))
+            taken = known.described if known is not None else cache(lambda m: described(opened(m)))
+            found = _in_order_of(first, second, opened, taken)
+            if found is None or not found[2].rescaled or not found[1].relation.related:
+                return None if found is None else found[:2]
+            turned = _in_order_of(second, first, opened, taken)
     except (CheckpointError, OSError):
         return None
-    return measured, after_alignment(decide(*prints, measured), alignment)
+    measured, verdict, _ = found
+    if turned is not None and not turned[1].relation.related:
+        other = turned[1]
+        verdict = replace(
+            verdict,
+            relation=other.relation,
+            operations=other.operations,
+            reasons=other.reasons,
+            limits=tuple(dict.fromkeys((*verdict.limits, *other.limits))),
+        )
+    return measured, verdict
+
+
+def _in_order_of(
+    first: Model,
+    second: Model,
+    opened: Callable[[Model], Checkpoint],
+    taken: Callable[[Model], Described | None],
+) -> tuple[Measurement, Verdict, Alignment] | None:
+    """Return what is measured and decided once the second's units lie as the first's."""
+    ours, theirs = taken(first), taken(second)
+    if ours is None or theirs is None:
+        return None
+    alignment = align(ours, theirs, opened(first), opened(second))
+    if alignment is None:
+        return None
+    prints = first.fingerprint, take_fingerprint(alignment.second)
+    measured = measure(*prints, (opened(first), alignment.second))
+    return measured, after_alignment(decide(*prints, measured), alignment), alignment
 
 
 def _opener(stack: ExitStack) -> Callable[[Model], Checkpoint]:

@@ -1,5 +1,6 @@
 """All catalogued kin of a model: parents, children and the rest."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from index.search import Candidate
@@ -73,15 +74,24 @@ def find_relatives(model: Model, known: Known, *, exact: bool = True) -> Relativ
     own = model.entry.id if model.entry else 0
     candidates = [c for c in known.candidates(model.fingerprint, model.code) if c.model != own]
     searched = known.size - (1 if own else 0)
-    found = []
+    found, undecided = [], []
     for place, candidate in enumerate(candidates):
         comparison = _compared(
             model, candidate, known, exact=exact and place < EXACT_FIRST, searched=searched
         )
         if comparison.relation.related:
             found.append(comparison)
+        elif comparison.relation is Relation.CANNOT_SAY and candidate.alike > 0:
+            undecided.append(comparison.first.name)
     found.sort(key=nearest_first)
-    return Relatives(model, searched, tuple(found), known.limits())
+    return Relatives(model, searched, tuple(found), (*known.limits(), *_undecided(undecided)))
+
+
+def _undecided(names: Sequence[str]) -> tuple[str, ...]:
+    """Return a sentence about models whose codes are alike, though kinship was not decided."""
+    if not names:
+        return ()
+    return (f"identity codes are alike, and kinship is not decided: {', '.join(names)}",)
 
 
 def _compared(

@@ -112,6 +112,10 @@ class TestCatalogue:
         assert lineage("add", folder, "--catalogue", catalogue).code == 0
         found = answer_of("parents", "child.safetensors", "--catalogue", catalogue)["parents"]
         assert [(p["model"], p["relation"]) for p in found] == [("base.safetensors", "fine-tune")]
+        far = answer_of("parents", "far.safetensors", "--catalogue", catalogue)
+        assert far["parents"] == []
+        (limit,) = [text for text in far["limits"] if "not decided" in text]
+        assert "base.safetensors" in limit
         done = lineage(
             *("verify", "child.safetensors", "--parent", "base.safetensors"),
             *("--catalogue", catalogue, "--json"),
@@ -154,6 +158,23 @@ class TestTransformers:
         assert answer["relation"] == Relation.FINE_TUNE
         assert "reorder" in answer["operations"]
         assert answer["distance"] == pytest.approx(0.08, abs=0.03)
+
+    @pytest.mark.parametrize("turned_round", [False, True])
+    def test_what_looks_like_a_random_start_is_not_decided_in_any_scales(
+        self, tmp_path: Path, norm: str, turned_round: bool
+    ) -> None:
+        start, architecture = (
+            new_start(language_model(norm), 3),
+            architecture_of(language_model(norm)),
+        )
+        other = every_symmetry(trained(start, 0.05), architecture, np.random.default_rng(0))
+        for name, weights in (("a", start), ("b", other)):
+            stored = {n: np.ascontiguousarray(w, np.float32) for n, w in weights.items()}
+            save_file(stored, tmp_path / f"{name}.safetensors")
+        pair = [tmp_path / f"{name}.safetensors" for name in ("a", "b")]
+        answer = lineage("compare", *(pair[::-1] if turned_round else pair), "--json").answer
+        assert answer["relation"] == Relation.CANNOT_SAY
+        assert "look as a random start draws them" in " ".join(answer["limits"])
 
     def test_a_disguised_copy_has_the_same_weights(self, tmp_path: Path, norm: str) -> None:
         assert answer_of("compare", *self.pair(tmp_path, norm, 0))["relation"] == (
