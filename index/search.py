@@ -22,9 +22,8 @@ CODED = 6
 
 ALIKE = 0.5
 """Cosine of identity codes above which these are. Of children in a zoo that the encoder had not
-seen 100 % lie above it to a drift of .3, 99 % to .6, 85 % to 1; of strangers, most of them of other
-designs, one in a thousand lies above 0.51
-(`alike` in `benchmarks/results/identity.json`)."""
+seen all lie above it to a drift of .3, 99 % to .6, 85 % to 1; of strangers, most of them of other
+designs, one in a thousand lies above .51 (`alike` in `benchmarks/results/identity.json`)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import difflib
 import json
 import os
 import sqlite3
+import time
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ _INSERT = (
     f"VALUES (?, CAST(? AS TEXT), {', '.join('?' * 14)})"
 )
 _BUSY_S = 30
+_PAUSE_S = 0.02
 _KEPT = "what was finished before is kept"
 _MEND = "move it away, then import an export of it, or add the models to a new catalogue"
 _CURES = {
@@ -97,7 +99,7 @@ class SqliteCatalogue:
     def _prepare(self) -> None:
         self._database.execute("PRAGMA foreign_keys = ON")
         if not self._read_only:
-            self._database.execute("PRAGMA journal_mode = WAL")
+            _begin_log(self._database)
             self._database.execute("PRAGMA synchronous = NORMAL")
         (version,) = self._database.execute("PRAGMA user_version").fetchone()
         if version > SCHEMA:
@@ -367,6 +369,23 @@ def _connected(path: Path, *, read_only: bool) -> sqlite3.Connection:
     # Where a model lies may hold bytes that are no text.
     database.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
     return database
+
+
+def _begin_log(database: sqlite3.Connection) -> None:
+    """Make the database write ahead; wait while another process is about to do the same.
+
+    SQLite gives up at once here, and does not wait as it does for any other lock.
+    """
+    until = time.monotonic() + _BUSY_S
+    while True:
+        try:
+            database.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            busy = error.sqlite_errorname.startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
+            if not busy or time.monotonic() > until:
+                raise
+        time.sleep(_PAUSE_S)
 
 
 def _row_of(entry: Entry, fingerprint: Fingerprint) -> tuple[object, ...]:

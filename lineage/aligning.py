@@ -328,9 +328,8 @@ def _undone(
         for side in (first, second)
     )
     weights = multiplied(reordered(weights, architecture, orders), architecture, factors)
-    if ours.keys() == weights.keys():
-        weights, more = _scales_undone(ours, weights, architecture, _untold(architecture, factors))
-        factors |= {name: factors.get(name, 1.0) * scales for name, scales in more.items()}
+    weights, more = _scales_undone(ours, weights, architecture, _untold(architecture, factors))
+    factors |= {name: factors.get(name, 1.0) * scales for name, scales in more.items()}
     tensors = tuple(_with(tensor, weights.get(tensor.name)) for tensor in second.tensors)
     aligned = Checkpoint(second.location, second.format, tensors, adapter=second.adapter)
     moved = any((order != np.arange(len(order))).any() for order in orders.values())
@@ -359,7 +358,7 @@ def _untold(architecture: Architecture, told: Mapping[str, Values]) -> list[str]
 
 _ROUNDS = 4
 """How often scales are told: those of the rows of a matrix and of its columns depend on each other.
-A third round changes them by less than a thousandth."""
+In disguised transformers of the zoo's designs twelve rounds more move no tensor by over .001."""
 
 
 def _scales_undone(
@@ -393,8 +392,10 @@ def _ratio(
     size = architecture.groups[name].size
     # By power: the inner product of each unit's weights with the other's, and with themselves.
     products = {power: np.zeros((2, size)) for power in (1, -1)}
-    for tensor, axes in architecture.axes.items():
-        for place, axis in enumerate(axes):
+    # Names of tensors may differ, and so may the inputs.
+    alike = [t for t in architecture.axes if t in ours and ours[t].shape == theirs[t].shape]
+    for tensor in alike:
+        for place, axis in enumerate(architecture.axes[tensor]):
             if axis is not None and axis.group == name and axis.power in products:
                 one, other = (
                     np.moveaxis(side[tensor], place, 0)

@@ -1,6 +1,7 @@
 """The catalogue in a folder: the contract, and what is SQLite's own."""
 
 import sqlite3
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +35,19 @@ class TestSqliteByAddress(CatalogueContract):
 def test_an_unknown_scheme_is_named() -> None:
     with pytest.raises(CatalogueError, match="no catalogue has the scheme 'gone'"):
         open_catalogue("gone://here")
+
+
+def test_a_catalogue_that_another_process_is_making_is_waited_for(tmp_path: Path) -> None:
+    other = sqlite3.connect(tmp_path / FILE, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    done = threading.Timer(0.3, lambda: other.execute("COMMIT"))
+    done.start()
+    try:
+        with open_catalogue(str(tmp_path), create=True) as catalogue:
+            assert catalogue.check() == []
+    finally:
+        done.join()
+        other.close()
 
 
 def test_users_can_open_the_database_themselves(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from command import answer_of, lineage
 from embedder.architecture import Builder
@@ -180,6 +180,22 @@ class TestTransformers:
         assert answer_of("compare", *self.pair(tmp_path, norm, 0))["relation"] == (
             Relation.SAME_WEIGHTS
         )
+
+    def test_more_words_do_not_stop_the_alignment(self, tmp_path: Path, norm: str) -> None:
+        base, child = self.pair(tmp_path, norm, 0.08)
+        more = load_file(child)
+        for name in ("tokens.weight", "head.weight"):
+            more[name] = np.concatenate([more[name], more[name][:5]])
+        save_file(more, child)
+        answer = lineage("compare", base, child, "--json").answer
+        assert answer["relation"] in (Relation.FINE_TUNE, Relation.CANNOT_SAY, Relation.UNRELATED)
+
+    def test_tensors_of_other_names_are_left_alone(self, tmp_path: Path, norm: str) -> None:
+        base, child = self.pair(tmp_path, norm, 0.08)
+        renamed = {f"model.{name}": values for name, values in load_file(child).items()}
+        save_file(renamed, child)
+        answer = lineage("compare", base, child, "--json").answer
+        assert answer["relation"] in (Relation.FINE_TUNE, Relation.CANNOT_SAY)
 
     @pytest.mark.parametrize(("drift", "turned"), [(0.3, False), (0.08, True)])
     def test_one_that_went_far_or_was_rotated_is_never_refuted(
