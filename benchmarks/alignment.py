@@ -10,7 +10,7 @@ writes benchmarks/results/alignment.json.
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 
 from benchmarks.machine import write_result
 from embedder.anchors import Units, anchored
+from embedder.families import Row
 from embedder.zoo.shards import Zoo, open_zoo
 from lineage.aligning import AGREED, LEAST_UNITS, match_units
 
@@ -47,14 +48,21 @@ def pairs_of(zoo: Zoo) -> Iterator[tuple[str, str, str]]:
     yield from _kin(zoo, bases)
 
 
-def _kin(zoo: Zoo, bases: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Yield children that were trained further, and their bases, by drift."""
-    for row in zoo:
+def trained_children(rows: Iterable[Row], bases: Mapping[str, Row]) -> Iterator[Row]:
+    """Yield the rows of children that were trained further from one of some bases."""
+    for row in rows:
         base = bases.get(row["family"])
         if base is None or row["generation"] != 1 or row["operation"] not in TRAINED:
             continue
+        if row["design"] == base["design"]:
+            yield row
+
+
+def _kin(zoo: Zoo, bases: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield children that were trained further, and their bases, by drift."""
+    for row in trained_children(zoo, bases):
         step = np.searchsorted(DRIFTS, row["drift"], side="right") - 1
-        if row["design"] == base["design"] and step < len(DRIFTS) - 1:
+        if step < len(DRIFTS) - 1:
             yield f"kin, drift {DRIFTS[step]} to {DRIFTS[step + 1]}", row["id"], row["family"]
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from benchmarks.alignment import trained_children
 from benchmarks.machine import write_result
 from embedder.symmetry import disguised
 from embedder.zoo.shards import Zoo, open_zoo
@@ -27,7 +28,6 @@ from lineage.engine import LineageEngine
 
 SEED = 0
 DRIFTS = (0.0, 0.1, 0.3, 1.0, np.inf)
-TRAINED = ("train-on", "lora-1", "lora-2", "lora-4")
 PAIRS = 100
 """Pairs of each kind of network, of kin and of strangers."""
 
@@ -36,14 +36,7 @@ def pairs_of(zoo: Zoo, kind: str, rng: np.random.Generator) -> Iterator[tuple[st
     """Yield what two networks of a kind are to each other, and the two."""
     rows = [row for row in zoo if row["kind"] == kind and not row["diverged"]]
     bases = {row["id"]: row for row in rows if row["role"] == "base" and row["id"] == row["family"]}
-    children = [
-        row
-        for row in rows
-        if row["generation"] == 1
-        and row["operation"] in TRAINED
-        and row["family"] in bases
-        and row["design"] == bases[row["family"]]["design"]
-    ]
+    children = list(trained_children(rows, bases))
     for place in rng.permutation(len(children))[:PAIRS]:
         row = children[place]
         step = int(np.searchsorted(DRIFTS, row["drift"], side="right"))

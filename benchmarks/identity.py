@@ -26,7 +26,7 @@ import torch
 from benchmarks.machine import read_result, write_result
 from embedder.anchors import anchored
 from embedder.coding import shipped_coder
-from embedder.evaluating import BINS, Cell, Task, score, task_of
+from embedder.evaluating import BINS, Cell, Task, score, shares_start, task_of
 from embedder.families import Relative, Split, relatives_of
 from embedder.identity import IdentityCoder
 from embedder.symmetry import flipped, permuted, rescaled, rotated
@@ -130,8 +130,9 @@ def alike(coder: IdentityCoder, task: Task) -> dict[str, Any]:
     scores = queries @ gallery.T
     own = scores[np.arange(len(queries)), task.right]
     drift = np.array([query.drift for query in task.queries])
-    families = np.array([base.member.start for base in task.gallery])
-    strange = scores[families[None, :] != families[task.right][:, None]]
+    kin = shares_start(task)
+    kin[np.arange(len(queries)), task.right] = True
+    strange = scores[~kin]
     return {
         "limit": ALIKE,
         "kin_above": {

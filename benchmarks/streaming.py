@@ -8,8 +8,8 @@ Transformers of bfloat16 as ONNX, whose data files are hard links to one random 
 one of safetensors, whose attention is followed head by head. Each is opened, described and coded
 in a process of its own with one BLAS thread, as workers have it; blocks are multiplied in two
 threads. Bytes of a model count once, though most are read twice and come from the page cache.
-Memory is what a process of its own has for itself (USS), looked at every 20 ms; looking takes a
-fifth of a core, so the processes that are timed are not looked at. The machine was waited for
+Memory is what a process of its own has for itself (USS), looked at every 20 ms; looking takes .08
+of a core at 500 MB, so the processes that are timed are not looked at. The machine was waited for
 until its load fell below 1.5; the load beside each row says whether it stayed so.
 `cpu_bytes_a_second` is what two idle cores would do: twice the bytes over the time of all cores. It
 writes benchmarks/results/streaming.json, and draws what a parameter costs beside it.

@@ -327,8 +327,7 @@ class _Pass(_Steps):
         self._anchors: dict[int, Array] = {}
         self._anchor_directions: dict[int, tuple[Array, NDArray[np.float64]]] = {}
         self._depth: dict[str, int] = {}
-        self._entered: dict[str, Units] = {}
-        self._channels: dict[str, Array] = {}
+        self._entered: dict[str, tuple[int, Array]] = {}
         self._pulls: list[Pull] = []
         self._last_use = {
             name: depth
@@ -364,30 +363,31 @@ class _Pass(_Steps):
                     name, depth, Gauge.ORDER, forward, none(forward), read, none(read), gates=True
                 )
                 found.append(gates)
-        found.extend(self._entered.values())
-        return [*found, *(self._channel_units(name, backward.get(name)) for name in self._channels)]
+        found.extend(map(self._stream_units, self._entered))
+        return [*found, *(self._channel_units(name, backward.get(name)) for name in self._entered)]
 
     def _enter(self, step: Step, depth: int) -> None:
         """Keep what a residual stream holds where it is first read: what was embedded."""
         name = self._architecture.root(step.source)
-        if not self._is_stream(name) or name in self._entered or step.source not in self._codes:
-            return
-        codes = self._channels[name] = self._codes[step.source]
+        if self._is_stream(name) and step.source in self._codes:
+            self._entered.setdefault(name, (depth, self._codes[step.source]))
+
+    def _stream_units(self, name: str) -> Units:
+        """Return what stands for a stream as it is first read, whichever way it is turned."""
+        depth, codes = self._entered[name]
         rows, lengths = root_of_moment(codes)
         rows = rows.astype(self._kept, copy=False)
         none, gone = np.zeros_like(rows), np.zeros_like(lengths)
-        self._entered[name] = Units(
-            name, depth, Gauge.ORDER, rows, none, lengths, gone, stream=True
-        )
+        return Units(name, depth, Gauge.ORDER, rows, none, lengths, gone, stream=True)
 
     def _channel_units(self, name: str, back: Array | None) -> Units:
         """Return the channels of a stream; they are named if any group tied to it is."""
-        codes, groups = self._channels[name], self._architecture.groups.values()
+        depth, codes = self._entered[name]
+        groups = self._architecture.groups.values()
         tied = [group.gauge for group in groups if self._architecture.root(group.name) == name]
         gauge = Gauge.NAMED if Gauge.NAMED in tied else Gauge.ORDER
         forward, read = self._directions(name, codes)
         reached, reach = self._directions(name, np.zeros_like(codes) if back is None else back)
-        depth = self._entered[name].depth
         return Units(name, depth, gauge, forward, reached, read, reach, channels=True)
 
     def _forget(self, step: Step, depth: int) -> None:
@@ -411,7 +411,7 @@ class _Pass(_Steps):
                 is_anchor = codes is self._anchors.get(len(codes))
                 kept = codes if is_anchor else self._keep(step.target, codes)
                 found.setdefault(step.target, kept)
-            elif step.target in self._channels:
+            elif step.target in self._entered:
                 found.setdefault(step.target, codes)
             if depth == self._depth[step.target]:
                 flowing.pop(step.target, None)

@@ -8,7 +8,7 @@ branches does not show in shapes, so the confidence depends on whether there cou
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice, permutations
+from itertools import permutations
 
 from embedder.architecture import GATES, Architecture, Builder, Gauge
 from embedder.errors import ArchitectureError
@@ -23,8 +23,8 @@ their names hidden, half of them with sums where widths allow it, all 157 of the
 described rightly, and 66 of 83 of the second; of ten well-known families none was taken for the
 first kind, and MobileNetV2 wrongly for the second."""
 
-_MOST_ORDERS = 120
-"""Orders of modules that are tried: all of five."""
+_MOST_MODULES = 5
+"""Modules of which all orders are tried: 120."""
 
 _KINDS = {gates: kind for kind, gates in GATES.items()}
 _WORDS = {
@@ -65,8 +65,8 @@ def infer(
     Args:
         shapes: Name → shape as out × in × space, in the order of the file.
         channels_last: Whether a map that is flattened has its channels together, as in Keras.
-        in_any_order: Whether modules are tried in other orders where that of the file is the
-            alphabet's.
+        in_any_order: Whether up to five modules are tried in other orders where that of the file
+            is the alphabet's.
 
     Raises:
         ArchitectureError: The sizes do not fit into a chain; it names the first tensor that does
@@ -113,7 +113,10 @@ def _orders_of(names: list[str]) -> Iterator[list[str]]:
     for name in _by_number(names):
         modules.setdefault(name.partition(".")[0], []).append(name)
     told = names != sorted(names) or any(m.isdigit() or m in names for m in modules)
-    for order in islice(permutations(modules.values()), 1 if told else _MOST_ORDERS):
+    if told or len(modules) > _MOST_MODULES:
+        yield _by_number(names)
+        return
+    for order in permutations(modules.values()):
         yield [name for module in order for name in module]
 
 

@@ -6,7 +6,6 @@ Whether it holds is decided by the shapes, and what is not explained is named.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from embedder.architecture import Architecture
@@ -138,14 +137,15 @@ def _of_chain(
     swapped = {**shapes, **{name: shapes[name][::-1] for name in matrices}}
     found: list[tuple[Architecture, list[str]]] = []
     problems: list[str] = []
-    for anyhow, (tried, turned) in product((False, True), ((shapes, []), (swapped, matrices))):
-        if anyhow and len(problems) < 2:
+    for anyhow in (False, True):
+        for tried, turned in ((shapes, []), (swapped, matrices)):
+            try:
+                chain = infer(tried, channels_last=channels_last, in_any_order=anyhow)
+                found.append((chain, turned))
+            except ArchitectureError as error:
+                problems.append(str(error))
+        if found:
             break
-        try:
-            chain = infer(tried, channels_last=channels_last, in_any_order=anyhow)
-            found.append((chain, turned))
-        except ArchitectureError as error:
-            problems.append(str(error))
     if not found:
         raise ArchitectureError(
             "no family has such tensors, and they are no chain of layers, "

@@ -93,7 +93,7 @@ def score(task: Task, scores: Scores, groups: Sequence[str] | None = None) -> li
     # A tie is no answer: whoever scores as high counts as before.
     before = scores >= own[:, None]
     ranks = before.sum(axis=1)
-    apart = (before & ~_shares_start(task)).sum(axis=1)
+    apart = (before & ~shares_start(task)).sum(axis=1)
     beaten = _twins_beaten(task, scores, own)
     drift = np.array([query.drift for query in task.queries])
     group = np.array(groups or [query.row["kind"] for query in task.queries])
@@ -119,7 +119,7 @@ def score(task: Task, scores: Scores, groups: Sequence[str] | None = None) -> li
     return cells
 
 
-def _shares_start(task: Task) -> NDArray[np.bool_]:
+def shares_start(task: Task) -> NDArray[np.bool_]:
     """Return which other bases share the random start of each query's own, (queries, gallery)."""
     starts = np.array([base.member.start for base in task.gallery])
     shared = (starts == starts[task.right][:, None]) & (starts != "")

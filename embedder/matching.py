@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from embedder.identity import KERNEL_PARTS, STREAMS, IdentityCoder, Tokens, unit_rows
+from embedder.identity import CHANNEL_PARTS, KERNEL_PARTS, STREAMS, IdentityCoder, Tokens, unit_rows
 from embedder.unit_codes import WIDTH
 
 MOST = 512
@@ -29,10 +29,9 @@ COUNT = 100
 _LEAST = 1e-3
 """Added to a deviation, so that candidates that show all the same show nothing."""
 
-_TURNS = {part: part for part in KERNEL_PARTS} | {
-    "channels read": "first read",
-    "channels reach": "last reach",
-}
+_TURNS = {part: part for part in KERNEL_PARTS} | dict(
+    zip(CHANNEL_PARTS, ("first read", "last reach"), strict=True)
+)
 """Part whose units are matched one by one → part whose weighing of directions it takes. What the
 channels of a stream hold comes from the inputs, and what they do goes to the outputs."""
 

@@ -125,12 +125,14 @@ def _aligned(
             opened = known.opened if known is not None else _opener(stack)
             taken = known.described if known is not None else cache(lambda m: described(opened(m)))
             found = _in_order_of(first, second, opened, taken)
-            if found is None or not found[2].rescaled or not found[1].relation.related:
-                return None if found is None else found[:2]
+            if found is None:
+                return None
+            measured, verdict, alignment = found
+            if not (alignment.rescaled and verdict.relation.related):
+                return measured, verdict
             turned = _in_order_of(second, first, opened, taken)
     except (CheckpointError, OSError):
         return None
-    measured, verdict, _ = found
     if turned is not None and not turned[1].relation.related:
         other = turned[1]
         verdict = replace(

@@ -262,3 +262,13 @@ def test_modules_are_put_in_order_where_the_file_is_in_that_of_the_alphabet() ->
         infer(dict(sorted(several.items())), in_any_order=True)
     with pytest.raises(ArchitectureError, match="do not fit"):
         describe({"first.weight": (6, 5), "other.weight": (7, 4), "some.weight": (9, 3)})
+
+
+def test_many_modules_are_not_put_in_order() -> None:
+    widths = dict(zip("bacdef", range(4, 10), strict=True))
+    shapes = {f"{name}.weight": (width + 1, width) for name, width in widths.items()}
+    with pytest.raises(ArchitectureError, match="do not fit"):
+        infer(dict(sorted(shapes.items())), in_any_order=True)
+    del shapes["f.weight"]
+    found = infer(dict(sorted(shapes.items())), in_any_order=True)
+    assert found.steps[0].tensors["weight"] == "b.weight"

@@ -48,6 +48,11 @@ def trained(weights: Weights, drift: float, seed: int = 1) -> Weights:
     }
 
 
+def stored(weights: Mapping[str, NDArray[np.floating]]) -> Weights:
+    """Return weights as safetensors takes them."""
+    return {name: np.ascontiguousarray(values, np.float32) for name, values in weights.items()}
+
+
 def disguised(
     weights: Mapping[str, NDArray[np.floating]], seed: int = 2, activation: str = "relu"
 ) -> Weights:
@@ -58,8 +63,7 @@ def disguised(
         builder.linear(f"{name}.weight", source, target, size, bias=bias, activation=activation)
     architecture = builder.linear("4.weight", "b", "out", 10, bias="4.bias", named=True).build()
     rng = np.random.default_rng(seed)
-    weights = every_symmetry(weights, architecture, rng)
-    return {name: np.ascontiguousarray(values, np.float32) for name, values in weights.items()}
+    return stored(every_symmetry(weights, architecture, rng))
 
 
 @pytest.fixture
@@ -150,7 +154,7 @@ class TestTransformers:
         child = change(trained(base, drift), architecture, np.random.default_rng(0))
         names = folder / "base.safetensors", folder / "child.safetensors"
         for name, weights in zip(names, (base, child), strict=True):
-            save_file({n: np.ascontiguousarray(w, np.float32) for n, w in weights.items()}, name)
+            save_file(stored(weights), name)
         return names
 
     def test_a_disguised_fine_tune_is_one(self, tmp_path: Path, norm: str) -> None:
@@ -169,8 +173,7 @@ class TestTransformers:
         )
         other = every_symmetry(trained(start, 0.05), architecture, np.random.default_rng(0))
         for name, weights in (("a", start), ("b", other)):
-            stored = {n: np.ascontiguousarray(w, np.float32) for n, w in weights.items()}
-            save_file(stored, tmp_path / f"{name}.safetensors")
+            save_file(stored(weights), tmp_path / f"{name}.safetensors")
         pair = [tmp_path / f"{name}.safetensors" for name in ("a", "b")]
         answer = lineage("compare", *(pair[::-1] if turned_round else pair), "--json").answer
         assert answer["relation"] == Relation.CANNOT_SAY
@@ -209,10 +212,7 @@ class TestTransformers:
         base, _ = self.pair(tmp_path, norm, 0)
         architecture = architecture_of(language_model(norm))
         other = every_symmetry(transformer(norm, 9), architecture, np.random.default_rng(0))
-        save_file(
-            {n: np.ascontiguousarray(w, np.float32) for n, w in other.items()},
-            tmp_path / "stranger.safetensors",
-        )
+        save_file(stored(other), tmp_path / "stranger.safetensors")
         answer = answer_of("compare", base, tmp_path / "stranger.safetensors")
         assert answer["relation"] == Relation.UNRELATED
 
