@@ -32,8 +32,9 @@ from embedder.coding import shipped_coder
 from embedder.evaluating import task_of
 from embedder.families import Split, relatives_of
 from embedder.zoo.shards import open_zoo
+from index.opening import FILE
 from index.search import CODED
-from index.sqlite import FILE, SqliteCatalogue
+from index.sqlite import SqliteCatalogue
 from index.vectors import NumpyVectors, ShortlistedVectors, VectorIndex, vector_index
 
 Json = dict[str, Any]

@@ -63,12 +63,12 @@ TARGETS = {
 
 def code(model: Path) -> Json:
     """Code one model, and return how long it took."""
-    from embedder.coding import identity_code
+    from embedder.coding import identity_code, units_of
     from embedder.opening import open_checkpoint
 
     start, cpu = time.perf_counter(), time.process_time()
     with open_checkpoint(model) as checkpoint:
-        vector = identity_code(checkpoint).vector
+        vector = identity_code(units_of(checkpoint)).vector
         parameters = checkpoint.parameters
         stored = sum(tensor.storage.size_bytes for tensor in checkpoint.tensors)
     return {

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.resources import as_file, files
 from typing import Any
@@ -20,9 +20,12 @@ from embedder.identity import (
     PARTS,
     IdentityCode,
     IdentityCoder,
+    Sum,
+    Tokens,
     is_hidden,
     tokens_of,
 )
+from embedder.matching import of_pieces, turned
 from embedder.plain import ENCODER, plain_code
 from embedder.products import THREADS, in_order
 
@@ -53,6 +56,36 @@ class _Weights(Mapping[str, NDArray[np.floating] | Tensor]):
         return len(self._tensors)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Described:
+    """What is known of a model's insides: small, and it takes all weights to make.
+
+    Args:
+        architecture: How its tensors hang together.
+        units: The codes of its hidden units.
+    """
+
+    architecture: Architecture
+    units: Sequence[Units]
+
+    @property
+    def unknown(self) -> frozenset[str]:
+        """Groups of which it is not known what is applied to them: it may be odd, as tanh is."""
+        groups = self.architecture.groups.values()
+        return frozenset(group.name for group in groups if group.activation == "unknown")
+
+
+def described(checkpoint: Checkpoint) -> Described:
+    """Return what is known of a model's insides.
+
+    Raises:
+        ArchitectureError: As `units_of`.
+        CheckpointError: A tensor cannot be read.
+    """
+    architecture = describe(checkpoint)
+    return Described(architecture, units_of(checkpoint, architecture))
+
+
 def units_of(checkpoint: Checkpoint, architecture: Architecture | None = None) -> list[Units]:
     """Return the codes of a model's hidden units.
 
@@ -71,57 +104,69 @@ def units_of(checkpoint: Checkpoint, architecture: Architecture | None = None) -
     return anchored(_Weights(tensors), architecture, shapes=shapes)
 
 
-def identity_code(checkpoint: Checkpoint) -> IdentityCode:
+def identity_code(units: Sequence[Units]) -> IdentityCode:
     """Return the identity code of a model by the encoder that ships with this program.
 
+    Args:
+        units: The codes of its units, what `units_of` returns.
+
     Raises:
-        ArchitectureError: As `units_of`; or the model has no hidden units.
-        CheckpointError: A tensor cannot be read.
+        ArchitectureError: The model has no hidden units, or its code is not finite.
     """
-    return _described_code(checkpoint, describe(checkpoint))
-
-
-def _described_code(checkpoint: Checkpoint, architecture: Architecture) -> IdentityCode:
     coder = shipped_coder()
-    vector = code_of(coder, units_of(checkpoint, architecture))
+    vector, kept = code_of(coder, units)
     if not np.isfinite(vector).all():
         raise ArchitectureError("its code is not finite: weights are too large to compute with")
     if not vector.any():
         raise ArchitectureError("the model has no hidden units that read a named input")
-    return IdentityCode(coder.version, vector)
+    return IdentityCode(coder.version, vector, kept)
 
 
-def code_of(coder: IdentityCoder, units: Sequence[Units]) -> NDArray[np.float32]:
-    """Return the code of a model by its units, with those of a large one taken a few at a time.
+def code_of(
+    coder: IdentityCoder, units: Sequence[Units]
+) -> tuple[NDArray[np.float32], dict[str, Tokens]]:
+    """Return the code of a model by its units, and those units that are matched one by one.
+
+    The units of a large model are taken a few at a time.
 
     Args:
         coder: The encoder.
         units: What `anchored` returns.
     """
     if sum(len(group.forward) for group in units) <= _MANY:
-        return coder.code(units)
+        tokens = tokens_of(units)
+        return coder.code_of(tokens), turned(tokens, coder)
     sums = {part: (np.zeros(FEATURES), 0) for part in PARTS}
+    kept: dict[str, Tokens] = {}
 
-    def work(piece: Sequence[Units]) -> list[tuple[str, int, NDArray[np.float64]]]:
+    def work(piece: Sequence[Units]) -> tuple[list[tuple[str, int, Sum]], dict[str, Tokens]]:
         tokens = tokens_of(piece)
-        return [
+        added = [
             (part, len(tokens[part].even), coder.sum_of(part, tokens[part]))
             for part in PARTS
             if len(tokens[part].even)
         ]
+        return added, turned(tokens, coder)
 
-    for found in in_order(work, _pieces(units), THREADS):
+    for found, some in in_order(work, _pieces(units), THREADS):
         for part, count, added in found:
             total, known = sums[part]
             sums[part] = total + added, known + count
-    return coder.code_of_sums(sums)
+        kept = of_pieces([kept, some])
+    return coder.code_of_sums(sums), kept
 
 
 def _pieces(units: Sequence[Units]) -> Iterator[list[Units]]:
-    """Yield a few units at a time, behind the emptied groups that say where a model ends."""
+    """Yield a few units at a time, behind the emptied groups that say where a model ends.
+
+    Streams, which are short, come together: they are matched by one moment of them all.
+    """
     by_depth = sorted(filter(is_hidden, units), key=lambda group: group.depth)
     ends = [_cut(group, 0, 0) for group in (*by_depth[:1], *by_depth[-1:])]
+    yield [*ends, *(group for group in units if group.stream)]
     for group in units:
+        if group.stream:
+            continue
         for first in range(0, len(group.forward), _UNITS_AT_ONCE):
             yield [*ends, _cut(group, first, first + _UNITS_AT_ONCE)]
 
@@ -132,19 +177,21 @@ def _cut(group: Units, first: int, last: int) -> Units:
     return replace(group, forward=forward, backward=backward)
 
 
-def code_or_none(checkpoint: Checkpoint) -> IdentityCode | None:
-    """Return the code by which a model is searched, or None where it cannot have one.
+def coded(checkpoint: Checkpoint) -> tuple[IdentityCode | None, Described | None]:
+    """Return the code by which a model is searched, and what it was made of.
 
-    That is its identity code or, where its architecture is not known, the plain one.
+    That is its identity code or, where its architecture is not known, the plain one; None where it
+    can have neither.
     """
     try:
         try:
             architecture = describe(checkpoint)
         except ArchitectureError:
-            return plain_code(checkpoint)
-        return _described_code(checkpoint, architecture)
+            return plain_code(checkpoint), None
+        known = Described(architecture, units_of(checkpoint, architecture))
+        return identity_code(known.units), known
     except (ArchitectureError, CheckpointError, MissingExtraError):
-        return None
+        return None, None
 
 
 def current_encoders() -> frozenset[str]:

@@ -13,7 +13,7 @@ Pham and Pagh 2013, KDD (products of random features).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
@@ -128,10 +128,13 @@ class IdentityCode:
     Args:
         encoder: Version of the encoder; codes of different ones cannot be compared.
         vector: (256,) float32 of unit length.
+        units: Part → the units that are matched one by one (`embedder.matching`); none where no
+            architecture is known.
     """
 
     encoder: str
     vector: NDArray[np.float32]
+    units: Mapping[str, Tokens] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedder.fingerprint import Fingerprint
-from embedder.identity import IdentityCode
+from embedder.identity import IdentityCode, Tokens
 from index.errors import CatalogueError
 
 BACKENDS = {"file": "index.sqlite:SqliteCatalogue"}
@@ -105,6 +105,9 @@ class Catalogue(Protocol):
 
     def code(self, model: int) -> IdentityCode | None:
         """Return a model's identity code, if it has one."""
+
+    def units(self, models: Sequence[int]) -> Mapping[int, Mapping[str, Tokens]]:
+        """Return model → its units that are matched; models that have none are left out."""
 
     def codes(self, encoder: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return the numbers of models and their codes by one encoder, (n,) and (n, 256)."""

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 
+from embedder import matching
 from embedder.coding import current_encoders
 from embedder.fingerprint import Fingerprint
 from embedder.identity import IdentityCode
+from embedder.matching import COUNT, MARGIN, standing_out
 from index.catalogue import Catalogue
 from index.vectors import VectorIndex, vector_index
 
@@ -18,7 +20,8 @@ ALWAYS = 12
 
 
 CODED = 6
-"""Of the models whose identity codes are nearest, so many are candidates too."""
+"""So many models are candidates for their identity codes: of the hundred nearest those whose units
+pair off best with the query's."""
 
 ALIKE = 0.5
 """Cosine of identity codes above which these are. Of children in a zoo that the encoder had not
@@ -35,12 +38,15 @@ class Candidate:
         cosine: Inner product of the two vectors, or 0 if that route did not find it.
         shared: Share of the query's counted values in tensors whose size and norm it has too.
         alike: Cosine of the two identity codes, or 0 if that route did not find it.
+        margin: How much nearer its units are to their partners than to any other unit, or 0 if
+            that route did not find it, or it has no units (`embedder.matching.margin`).
     """
 
     model: int
     cosine: float
     shared: float
     alike: float = 0.0
+    margin: float = 0.0
 
 
 class ModelIndex:
@@ -77,16 +83,19 @@ class ModelIndex:
         alike = self._alike(code)
         found = [
             Candidate(
-                model, near.get(model, 0.0), shared.get(model, 0) / total, alike.get(model, 0)
+                model,
+                near.get(model, 0.0),
+                shared.get(model, 0) / total,
+                *alike.get(model, (0.0, 0.0)),
             )
             for model in near.keys() | shared.keys() | alike.keys()
         ]
         kept: list[Candidate] = []
         rest: list[Candidate] = []
         for candidate in found:
-            likely = candidate.cosine > NOISE or candidate.shared > 0 or candidate.alike > 0
+            likely = candidate.cosine > NOISE or candidate.shared > 0 or candidate.alike != 0
             (kept if likely else rest).append(candidate)
-        kept.sort(key=lambda c: (-max(c.shared, c.cosine, c.alike), c.model))
+        kept.sort(key=lambda c: (-max(c.shared, c.cosine, c.alike, c.margin > MARGIN), c.model))
         rest.sort(key=lambda c: (-c.cosine, c.model))
         return kept + rest[: max(0, ALWAYS - len(kept))]
 
@@ -105,8 +114,11 @@ class ModelIndex:
             self._outdated = sum(n for encoder, n in known.items() if encoder not in current)
         return self._outdated
 
-    def _alike(self, code: IdentityCode | None) -> dict[int, float]:
-        """Return the models with the nearest identity codes, and their cosines."""
+    def _alike(self, code: IdentityCode | None) -> dict[int, tuple[float, float]]:
+        """Return models with near identity codes, the likeliest first, their cosines and margins.
+
+        A model counts if its code is alike or its units are partners of the query's.
+        """
         if code is None:
             return {}
         self._current_vectors()
@@ -114,8 +126,19 @@ class ModelIndex:
             self._codes[code.encoder] = vector_index(
                 *self.catalogue.codes(code.encoder), exact=False
             )
-        nearest = self._codes[code.encoder].nearest(code.vector, CODED)
-        return {model: cosine for model, cosine in nearest if cosine > ALIKE}
+        nearest = dict(self._codes[code.encoder].nearest(code.vector, COUNT))
+        known = self.catalogue.units(list(nearest)) if code.units else {}
+        best = sorted(nearest, key=lambda model: -nearest[model])
+        if known and len(nearest) > CODED:
+            shown = standing_out(code.units, list(known.values()))
+            score = dict(zip(known, shown.tolist(), strict=True))
+            best.sort(key=lambda model: -(score.get(model, 0.0) + nearest[model]))
+        found = {}
+        for model in best[:CODED]:
+            margin = matching.margin(code.units, known[model]) if model in known else 0.0
+            if nearest[model] > ALIKE or margin > MARGIN:
+                found[model] = nearest[model], margin
+        return found
 
     def _current_vectors(self) -> VectorIndex:
         generation = self.catalogue.generation()

@@ -6,14 +6,11 @@ leaves whole models and no parts of one.
 
 import difflib
 import json
-import os
 import sqlite3
-import time
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib.resources import files
 from pathlib import Path, PurePath
 from types import TracebackType
 from typing import Any, Self
@@ -24,15 +21,14 @@ from numpy.typing import NDArray
 from embedder.errors import MalformedError
 from embedder.fingerprint import METHOD, Fingerprint
 from embedder.identity import DIMENSION as CODE_DIMENSION
-from embedder.identity import IdentityCode
+from embedder.identity import IdentityCode, Tokens
+from embedder.matching import packed, unpacked
 from embedder.record import from_bytes, to_bytes
 from embedder.vector import DIMENSION
 from index.catalogue import Entry
 from index.errors import CatalogueError, NotCataloguedError
+from index.opening import FILE, SCHEMA, begin_log, connected, do_without, may_write, take_step
 
-FILE = "catalogue.sqlite"
-SCHEMA = 2
-_SCHEMA_OF_CODES = 2
 _COLUMNS = (
     "name, location, format, sha256, content, identity, parameters, size_bytes, adapter, method, "
     "added_at, stamp, declared, id"
@@ -41,8 +37,6 @@ _INSERT = (
     f"INSERT INTO models ({_COLUMNS}, vector, fingerprint) "
     f"VALUES (?, CAST(? AS TEXT), {', '.join('?' * 14)})"
 )
-_BUSY_S = 30
-_PAUSE_S = 0.02
 _KEPT = "what was finished before is kept"
 _MEND = "move it away, then import an export of it, or add the models to a new catalogue"
 _CURES = {
@@ -85,10 +79,10 @@ class SqliteCatalogue:
                     f"--catalogue {url}"
                 )
             # Questions are answered where nothing may be written: on a shared or read-only disk.
-            self._read_only = not create and not _may_write(path)
+            self._read_only = not create and not may_write(path)
             if not self._read_only:
                 self.folder.mkdir(parents=True, exist_ok=True)
-            self._database = _connected(path, read_only=self._read_only)
+            self._database = connected(path, read_only=self._read_only)
         try:
             with self._errors():
                 self._prepare()
@@ -99,7 +93,7 @@ class SqliteCatalogue:
     def _prepare(self) -> None:
         self._database.execute("PRAGMA foreign_keys = ON")
         if not self._read_only:
-            _begin_log(self._database)
+            begin_log(self._database)
             self._database.execute("PRAGMA synchronous = NORMAL")
         (version,) = self._database.execute("PRAGMA user_version").fetchone()
         if version > SCHEMA:
@@ -107,11 +101,9 @@ class SqliteCatalogue:
                 f"{self.url}: made by a later version of this program (schema {version}, here "
                 f"{SCHEMA}); nothing was changed; add the models to a new catalogue"
             )
-        if self._read_only and version < _SCHEMA_OF_CODES:
-            self._database.execute("CREATE TEMP TABLE codes (model, encoder, code)")
-        if not self._read_only:
-            for step in range(version + 1, SCHEMA + 1):
-                _take_step(self._database, step)
+        take = do_without if self._read_only else take_step
+        for step in range(version + 1, SCHEMA + 1):
+            take(self._database, step)
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -149,23 +141,11 @@ class SqliteCatalogue:
         self, entry: Entry, fingerprint: Fingerprint, code: IdentityCode | None = None
     ) -> Entry:
         """Remember a model, in place of one of the same name; return it with its number."""
-        sizes: dict[bytes, int] = {}
-        for tensor in fingerprint.counted:
-            if tensor.summary.norm > 0:
-                sizes[tensor.key] = sizes.get(tensor.key, 0) + tensor.size
         with self._change() as database:
             database.execute("DELETE FROM models WHERE name = ?", (entry.name,))
             cursor = database.execute(_INSERT, _row_of(entry, fingerprint))
             model = cursor.lastrowid
-            database.executemany(
-                "INSERT INTO keys (key, model, size) VALUES (?, ?, ?)",
-                [(key, model, size) for key, size in sizes.items()],
-            )
-            if code is not None:
-                vector = code.vector.astype("<f4").tobytes()
-                database.execute(
-                    "INSERT INTO codes VALUES (?, ?, ?)", (model, code.encoder, vector)
-                )
+            _insert_parts(database, int(model or 0), fingerprint, code)
         return replace(entry, id=int(model or 0))
 
     def remove(self, name: str) -> None:
@@ -253,7 +233,25 @@ class SqliteCatalogue:
             row = self._database.execute(
                 "SELECT encoder, code FROM codes WHERE model = ?", (model,)
             ).fetchone()
-        return None if row is None else IdentityCode(row[0], np.frombuffer(row[1], "<f4"))
+        if row is None:
+            return None
+        units = self.units([model]).get(model, {})
+        return IdentityCode(row[0], np.frombuffer(row[1], "<f4"), units)
+
+    def units(self, models: Sequence[int]) -> dict[int, Mapping[str, Tokens]]:
+        """Return model → its units that are matched; models that have none are left out.
+
+        Raises:
+            CatalogueError: Those of a model are damaged; it says which.
+        """
+        marks = ", ".join("?" * len(models))
+        with self._errors():
+            rows = self._database.execute(
+                "SELECT id, name, body FROM units JOIN models ON model = id "
+                f"WHERE model IN ({marks})",
+                tuple(models),
+            ).fetchall()
+        return {model: _units_from(body, name, self.url) for model, name, body in rows}
 
     def codes(self, encoder: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return the numbers of models and their codes by one encoder, (n,) and (n, 256)."""
@@ -310,30 +308,13 @@ class SqliteCatalogue:
 
     def check(self) -> list[str]:
         """Return what is wrong with the catalogue, in sentences; nothing if all is well."""
-        problems = []
         with self._errors():
-            problems += [
-                f"the database is damaged: {row[0]}"
-                for row in self._database.execute("PRAGMA integrity_check")
-                if row[0] != "ok"
-            ]
+            damage = self._database.execute("PRAGMA integrity_check").fetchall()
             rows = self._database.execute(
                 "SELECT id, name, method, length(vector) FROM models"
             ).fetchall()
-        for model, name, method, length in rows:
-            if method != METHOD:
-                problems.append(
-                    f"{name}: its fingerprint was made by method {method}, this program uses "
-                    f"{METHOD}; add it again"
-                )
-                continue
-            if length != 4 * DIMENSION:
-                problems.append(f"{name}: its vector is damaged; {_again(name)}")
-            try:
-                self.fingerprint(model)
-            except CatalogueError as error:
-                problems.append(str(error))
-        return problems
+        found = [f"the database is damaged: {line}" for (line,) in damage if line != "ok"]
+        return found + [problem for row in rows for problem in _problems(self, *row)]
 
     def copy_to(self, target: Path) -> None:
         """Write the whole database to another file.
@@ -359,33 +340,42 @@ class SqliteCatalogue:
         self.close()
 
 
-def _connected(path: Path, *, read_only: bool) -> sqlite3.Connection:
-    mode = "mode=rwc"
-    if read_only:
-        # A log beside it means that somebody else is writing, and SQLite must look into it.
-        mode = "mode=ro" if path.with_name(f"{FILE}-wal").exists() else "immutable=1"
-    address = f"{path.absolute().as_uri()}?{mode}"
-    database = sqlite3.connect(address, uri=True, timeout=_BUSY_S, isolation_level=None)
-    # Where a model lies may hold bytes that are no text.
-    database.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
-    return database
+def _insert_parts(
+    database: sqlite3.Connection, model: int, fingerprint: Fingerprint, code: IdentityCode | None
+) -> None:
+    """Write what a model is found by beside its vector: keys of tensors, code and units."""
+    sizes: dict[bytes, int] = {}
+    for tensor in fingerprint.counted:
+        if tensor.summary.norm > 0:
+            sizes[tensor.key] = sizes.get(tensor.key, 0) + tensor.size
+    database.executemany(
+        "INSERT INTO keys (key, model, size) VALUES (?, ?, ?)",
+        [(key, model, size) for key, size in sizes.items()],
+    )
+    if code is not None:
+        vector = code.vector.astype("<f4").tobytes()
+        database.execute("INSERT INTO codes VALUES (?, ?, ?)", (model, code.encoder, vector))
+    if code is not None and code.units:
+        database.execute("INSERT INTO units VALUES (?, ?)", (model, packed(code.units)))
 
 
-def _begin_log(database: sqlite3.Connection) -> None:
-    """Make the database write ahead; wait while another process is about to do the same.
-
-    SQLite gives up at once here, and does not wait as it does for any other lock.
-    """
-    until = time.monotonic() + _BUSY_S
-    while True:
-        try:
-            database.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError as error:
-            busy = error.sqlite_errorname.startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
-            if not busy or time.monotonic() > until:
-                raise
-        time.sleep(_PAUSE_S)
+def _problems(
+    catalogue: SqliteCatalogue, model: int, name: str, method: int, length: int
+) -> Iterator[str]:
+    """Yield what is wrong with a model, by its row."""
+    if method != METHOD:
+        yield (
+            f"{name}: its fingerprint was made by method {method}, this program uses "
+            f"{METHOD}; add it again"
+        )
+        return
+    if length != 4 * DIMENSION:
+        yield f"{name}: its vector is damaged; {_again(name)}"
+    try:
+        catalogue.fingerprint(model)
+        catalogue.units([model])
+    except CatalogueError as error:
+        yield str(error)
 
 
 def _row_of(entry: Entry, fingerprint: Fingerprint) -> tuple[object, ...]:
@@ -408,23 +398,6 @@ def _row_of(entry: Entry, fingerprint: Fingerprint) -> tuple[object, ...]:
         fingerprint.vector.astype("<f4").tobytes(),
         to_bytes(fingerprint),
     )
-
-
-def _take_step(database: sqlite3.Connection, step: int) -> None:
-    """Bring a database from one schema to the next."""
-    script = files("index").joinpath(f"schema/{step:03}.sql").read_text(encoding="utf-8")
-    # One script is one transaction, so two processes that start at once make one schema.
-    try:
-        database.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version = {step}; COMMIT;")
-    except sqlite3.OperationalError as error:
-        if database.in_transaction:
-            database.rollback()
-        if "already exists" not in str(error):
-            raise
-
-
-def _may_write(path: Path) -> bool:
-    return os.access(path.parent, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
 
 
 def _cure_of(error: sqlite3.DatabaseError) -> str:
@@ -450,6 +423,13 @@ def _stacked(
     vectors = np.frombuffer(joined, "<f4").reshape(len(numbers), width)
     vectors.flags.writeable = False
     return np.array(numbers, np.int64), vectors
+
+
+def _units_from(body: bytes, name: str, url: str) -> Mapping[str, Tokens]:
+    try:
+        return unpacked(body)
+    except ValueError as error:
+        raise CatalogueError(f"{url}: {name}: its units are damaged; {_again(name)}") from error
 
 
 def _again(name: str) -> str:

@@ -10,7 +10,8 @@ import numpy as np
 
 from embedder.vector import DIMENSION
 from index.errors import CatalogueError
-from index.sqlite import FILE, SCHEMA, SqliteCatalogue
+from index.opening import FILE, SCHEMA
+from index.sqlite import SqliteCatalogue
 
 
 def export_catalogue(catalogue: SqliteCatalogue, target: Path, *, redact: bool = False) -> int:

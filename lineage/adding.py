@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from embedder.coding import code_or_none, current_encoders
+from embedder.coding import coded, current_encoders
 from embedder.discovery import Found, find_models, folder_kind, located
 from embedder.errors import CheckpointError, EmptyModelError, MissingExtraError, ModelLineageError
 from embedder.fingerprint import METHOD, Fingerprint, take_fingerprint
@@ -313,7 +313,7 @@ def read_model(job: Job) -> Outcome:
         with open_checkpoint(job.path, allow_partial=job.allow_partial) as checkpoint:
             stamp = stamp_of(checkpoint.files)
             fingerprint = take_fingerprint(checkpoint)
-            code = code_or_none(checkpoint) if job.codes else None
+            code = coded(checkpoint)[0] if job.codes else None
             return compared_with_renderings(fingerprint, checkpoint.renderings), stamp, code
     except (CheckpointError, MissingExtraError) as error:
         return error

@@ -6,12 +6,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache
 
+from embedder import matching
 from embedder.checkpoint import Checkpoint
+from embedder.coding import Described
 from embedder.errors import CheckpointError
 from embedder.fingerprint import take_fingerprint
+from embedder.matching import MARGIN
 from embedder.opening import open_checkpoint
-from index.search import ALIKE
-from lineage.aligning import Alignment, Described, after_alignment, align, described
+from lineage.aligning import Alignment, after_pairing, align, insides_of, margin_between
 from lineage.chance import corrected
 from lineage.direction import Direction, direction_of
 from lineage.known import Known, may_be_read, measure_pair
@@ -81,10 +83,8 @@ def compare_models(
         else known.measure(first, second, exact=exact)
     )
     verdict = decide(first.fingerprint, second.fingerprint, measured)
-    if verdict.relation in UNDECIDED and exact and may_align(first, second):
-        found = _aligned(first, second, known)
-        if found is not None:
-            measured, verdict = found
+    if verdict.relation in UNDECIDED and exact:
+        measured, verdict = _by_partners(first, second, measured, verdict, known)
     meetings: list[Meeting] = []
     if known is not None and verdict.relation is Relation.CANNOT_SAY:
         constants = shared_constants(first, second, measured, known)
@@ -101,38 +101,64 @@ UNDECIDED = (Relation.UNRELATED, Relation.CANNOT_SAY)
 """Answers that a reordering of hidden units gives, whatever the two are to each other."""
 
 
-def may_align(first: Model, second: Model) -> bool:
-    """Say whether two models are worth an alignment: their codes are alike, or one has none yet."""
-    if not may_be_read(first, second):
-        return False
-    if first.code is not None and second.code is not None:
-        same = first.code.encoder == second.code.encoder
-        return not same or float(first.code.vector @ second.code.vector) > ALIKE
+def _by_partners(
+    first: Model, second: Model, measured: Measurement, verdict: Verdict, known: Known | None
+) -> tuple[Measurement, Verdict]:
+    """Return what is measured and decided of two models by the partners of their hidden units.
+
+    Where these do not stand out nothing is changed.
+    """
+    try:
+        with ExitStack() as stack:
+            opened = known.opened if known is not None else _opener(stack)
+            insides = cache(lambda m: insides_of(opened(m)))
+            taken = known.described if known is not None else insides
+            margin = _margin_of(first, second, taken)
+            if margin <= MARGIN:
+                return measured, verdict
+            found = _aligned(first, second, margin, opened, taken)
+    except (CheckpointError, OSError):
+        return measured, verdict
+    if found is None and verdict.relation is Relation.CANNOT_SAY:
+        return measured, verdict  # nothing was out of order
+    return found or (measured, after_pairing(verdict, margin, None))
+
+
+def _margin_of(first: Model, second: Model, taken: Callable[[Model], Described | None]) -> float:
+    """Return the margin of two models' units, from the catalogue if they are there, or 0."""
+    one, other = first.code, second.code
+    if one is not None and other is not None and one.encoder == other.encoder:
+        told = one.units and other.units
+        return matching.margin(one.units, other.units) if told else 0.0
     # A catalogued model without a code is one whose architecture is not known.
-    return not any(model.entry and model.code is None for model in (first, second))
+    unknown = any(model.entry and model.code is None for model in (first, second))
+    if unknown or not may_be_read(first, second):
+        return 0.0
+    ours, theirs = taken(first), taken(second)
+    return 0.0 if ours is None or theirs is None else margin_between(ours, theirs)
 
 
 def _aligned(
-    first: Model, second: Model, known: Known | None
+    first: Model,
+    second: Model,
+    margin: float,
+    opened: Callable[[Model], Checkpoint],
+    taken: Callable[[Model], Described | None],
 ) -> tuple[Measurement, Verdict] | None:
     """Return what is measured and decided once the second's hidden units are put back in order.
 
     Where they were rescaled, the first is put into the second's scales too: random scales hide that
     weights still look like a random start, and a relation has to hold in both.
     """
-    try:
-        with ExitStack() as stack:
-            opened = known.opened if known is not None else _opener(stack)
-            taken = known.described if known is not None else cache(lambda m: described(opened(m)))
-            found = _in_order_of(first, second, opened, taken)
-            if found is None:
-                return None
-            measured, verdict, alignment = found
-            if not (alignment.rescaled and verdict.relation.related):
-                return measured, verdict
-            turned = _in_order_of(second, first, opened, taken)
-    except (CheckpointError, OSError):
+    if not may_be_read(first, second):
         return None
+    found = _in_order_of(first, second, margin, opened, taken)
+    if found is None:
+        return None
+    measured, verdict, alignment = found
+    if not (alignment.rescaled and verdict.relation.related):
+        return measured, verdict
+    turned = _in_order_of(second, first, margin, opened, taken)
     if turned is not None and not turned[1].relation.related:
         other = turned[1]
         verdict = replace(
@@ -148,6 +174,7 @@ def _aligned(
 def _in_order_of(
     first: Model,
     second: Model,
+    margin: float,
     opened: Callable[[Model], Checkpoint],
     taken: Callable[[Model], Described | None],
 ) -> tuple[Measurement, Verdict, Alignment] | None:
@@ -156,11 +183,12 @@ def _in_order_of(
     if ours is None or theirs is None:
         return None
     alignment = align(ours, theirs, opened(first), opened(second))
-    if alignment is None:
+    if alignment is None or not (alignment.moved or alignment.rescaled):
         return None
     prints = first.fingerprint, take_fingerprint(alignment.second)
     measured = measure(*prints, (opened(first), alignment.second))
-    return measured, after_alignment(decide(*prints, measured), alignment), alignment
+    verdict = after_pairing(decide(*prints, measured), margin, alignment)
+    return measured, verdict, alignment
 
 
 def _opener(stack: ExitStack) -> Callable[[Model], Checkpoint]:

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 from embedder.errors import ModelLineageError
-from index.sqlite import FILE
+from index.opening import FILE
 from lineage.engine import LineageEngine
 from lineage.formats import to_text
 from lineage.simulate import Birth, make_family

@@ -11,7 +11,8 @@ from typing import Self
 
 from index.catalogue import Catalogue, Entry, open_catalogue
 from index.errors import CatalogueError, NotCataloguedError
-from index.sqlite import FILE, SqliteCatalogue
+from index.opening import FILE
+from index.sqlite import SqliteCatalogue
 from index.transfer import export_catalogue, import_catalogue
 from lineage.adding import Added, Job, Watcher, add_models, plan
 from lineage.claims import Verification, verify_model

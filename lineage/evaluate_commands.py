@@ -15,7 +15,7 @@ from embedder.errors import MalformedError, NotFoundError
 from embedder.evaluating import Cell, Scores, Task, cosines, score, task_of
 from embedder.families import Relative, Split, relatives_of
 from embedder.identity import IdentityCoder, tokens_of, untrained
-from embedder.matching import reranked, turned
+from embedder.matching import packed, reranked, turned, unpacked
 from embedder.rivals import REDUCED, RIVALS, STANDARDISED, reduced, standardised
 from embedder.symmetry import disguised
 from embedder.zoo.shards import Zoo, open_zoo
@@ -151,7 +151,8 @@ def scores_of(method: str, shown: tuple[list[Shown], list[Shown]], coder: Identi
     if method == name:
         return scores
     queries, gallery = ([turned(tokens_of(units), coder) for _, units in part] for part in shown)
-    return reranked(scores, queries, gallery)
+    # As a catalogue keeps them.
+    return reranked(scores, queries, [unpacked(packed(units)) for units in gallery])
 
 
 def _shown(zoo: Zoo, relative: Relative, disguise: int | None = None) -> Shown:

@@ -6,13 +6,14 @@ from contextlib import ExitStack
 from typing import TypeVar
 
 from embedder.checkpoint import Checkpoint
+from embedder.coding import Described
 from embedder.errors import CheckpointError
 from embedder.fingerprint import Fingerprint
 from embedder.identity import IdentityCode
 from embedder.opening import open_checkpoint
 from index.catalogue import Catalogue, Entry
 from index.search import Candidate, ModelIndex
-from lineage.aligning import Described, described
+from lineage.aligning import insides_of
 from lineage.measure import METHOD, Measurement, measure
 from lineage.models import Model, model_of
 
@@ -168,9 +169,11 @@ class Known:
         Raises:
             CheckpointError: It cannot be opened or read.
         """
+        if model.described is not None:
+            return model.described
         key = (str(model.location), model.identity)
         if key not in self._described:
-            self._described[key] = described(self.opened(model))
+            self._described[key] = insides_of(self.opened(model))
         _shortened(self._described, key, _DESCRIBED_AT_HAND)
         return self._described[key]
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from embedder.coding import code_or_none
+from embedder.coding import Described, coded
 from embedder.discovery import is_there, located
 from embedder.errors import NotFoundError, UnsupportedError
 from embedder.fingerprint import Fingerprint, take_fingerprint
@@ -11,6 +11,7 @@ from embedder.identity import IdentityCode
 from embedder.opening import open_checkpoint
 from index.catalogue import Catalogue, Entry
 from lineage.adding import restamped
+from lineage.aligning import LARGEST
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,6 +24,7 @@ class Model:
         location: What to open for its weights.
         entry: Its entry in the catalogue, if it has one.
         code: Its identity code, if it has one.
+        described: Its architecture and units, if they were told on the way.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Model:
     location: Path
     entry: Entry | None = None
     code: IdentityCode | None = None
+    described: Described | None = None
 
     @property
     def content(self) -> bytes:
@@ -72,8 +75,10 @@ def find_model(given: str, catalogue: Catalogue | None) -> Model:
             return model_of(entry, catalogue)
         with open_checkpoint(path) as checkpoint:
             fingerprint = take_fingerprint(checkpoint)
-            code = code_or_none(checkpoint) if catalogue is not None else None
-            return Model(given, fingerprint, path, code=code)
+            code, known = coded(checkpoint) if catalogue is not None else (None, None)
+            if checkpoint.parameters > LARGEST:
+                known = None  # it is never aligned, and may be gigabytes
+            return Model(given, fingerprint, path, code=code, described=known)
     if catalogue is None:
         raise NotFoundError(given, "no such file or folder, and there is no catalogue to look in")
     return model_of(catalogue.get(given), catalogue)

@@ -1,8 +1,9 @@
 """All catalogued kin of a model: parents, children and the rest."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from embedder.matching import MARGIN
 from index.search import Candidate
 from lineage.comparison import Comparison, compare_models, reversed_comparison
 from lineage.direction import BACKWARD, FORWARD
@@ -74,24 +75,37 @@ def find_relatives(model: Model, known: Known, *, exact: bool = True) -> Relativ
     own = model.entry.id if model.entry else 0
     candidates = [c for c in known.candidates(model.fingerprint, model.code) if c.model != own]
     searched = known.size - (1 if own else 0)
-    found, undecided = [], []
+    found, partners, alike = [], [], []
     for place, candidate in enumerate(candidates):
         comparison = _compared(
             model, candidate, known, exact=exact and place < EXACT_FIRST, searched=searched
         )
         if comparison.relation.related:
             found.append(comparison)
+        elif candidate.margin > MARGIN:
+            partners.append(comparison.first.name)
         elif comparison.relation is Relation.CANNOT_SAY and candidate.alike > 0:
-            undecided.append(comparison.first.name)
+            alike.append(comparison.first.name)
     found.sort(key=nearest_first)
-    return Relatives(model, searched, tuple(found), (*known.limits(), *_undecided(undecided)))
+    return Relatives(
+        model, searched, tuple(found), (*known.limits(), *_not_decided(partners, alike))
+    )
 
 
-def _undecided(names: Sequence[str]) -> tuple[str, ...]:
-    """Return a sentence about models whose codes are alike, though kinship was not decided."""
-    if not names:
-        return ()
-    return (f"identity codes are alike, and kinship is not decided: {', '.join(names)}",)
+def _not_decided(partners: Sequence[str], alike: Sequence[str]) -> Iterator[str]:
+    """Yield what is to be said of models that may be kin, though it was not decided.
+
+    Args:
+        partners: Names of those whose units are partners of the model's.
+        alike: Names of those whose codes are alike, and no more.
+    """
+    if partners:
+        yield (
+            "hidden units find partners as those of relatives do, or of models of one random "
+            f"start, and kinship is not decided: {', '.join(partners)}"
+        )
+    if alike:
+        yield f"identity codes are alike, and kinship is not decided: {', '.join(alike)}"
 
 
 def _compared(
@@ -99,7 +113,7 @@ def _compared(
 ) -> Comparison:
     other = known.candidate(candidate)
     quick = compare_models(other, model, None, exact=False, corrected_for=searched)
-    hinted = candidate.alike > 0 or candidate.shared > 0
+    hinted = candidate.alike != 0 or candidate.shared > 0
     if not exact or (quick.relation is Relation.UNRELATED and not hinted):
         # Fingerprints can show that two models are strangers, and that costs no reading. Where
         # identity codes are alike, or tensors have equal norms, values may stand in another order,

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from catalogue_writer import code_of, entry_for, model, printed, weights_of
+from catalogue_writer import code_of, entry_for, model, printed, units_of, weights_of
 from embedder.fingerprint import METHOD, Fingerprint
+from embedder.matching import agreement
 from embedder.record import to_bytes
 from index.catalogue import Catalogue, Entry, open_catalogue
 from index.errors import CatalogueError, NotCataloguedError
@@ -106,6 +107,18 @@ class CatalogueContract:
         assert catalogue.code(other.id) is None
         catalogue.remove("m")
         assert catalogue.codes("one")[0].tolist() == []
+
+    def test_units_come_and_go_with_their_code(self, catalogue: Catalogue) -> None:
+        first = catalogue.add(*model("m", 1), replace(code_of(1), units=units_of(1)))
+        second = catalogue.add(*model("n", 2), code_of(2))
+        found = catalogue.units([first.id, second.id, 99])
+        assert found.keys() == {first.id}
+        assert agreement(found[first.id], units_of(1))[:7] == pytest.approx(1, abs=1e-3)
+        code = catalogue.code(first.id)
+        assert code is not None
+        assert agreement(code.units, units_of(1))[:7] == pytest.approx(1, abs=1e-3)
+        catalogue.remove("m")
+        assert catalogue.units([first.id]) == {}
 
     def test_a_model_that_is_added_again_has_its_new_code_alone(self, catalogue: Catalogue) -> None:
         catalogue.add(*model("m", 1), code_of(1))

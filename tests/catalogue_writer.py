@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from embedder.checkpoint import Checkpoint, tensor_of
 from embedder.fingerprint import Fingerprint, take_fingerprint
-from embedder.identity import IdentityCode
+from embedder.identity import STREAMS, IdentityCode, Tokens
+from embedder.matching import MATCHED
 from index.catalogue import Entry, open_catalogue
 
 Weights = Mapping[str, NDArray[np.floating]]
@@ -53,6 +54,18 @@ def code_of(seed: int, encoder: str = "one") -> IdentityCode:
     """Return an identity code."""
     vector = np.random.default_rng([seed, 7]).normal(size=256)
     return IdentityCode(encoder, (vector / np.linalg.norm(vector)).astype(np.float32))
+
+
+def units_of(seed: int) -> dict[str, Tokens]:
+    """Return units of a model, twenty in each part and no stream."""
+    rng = np.random.default_rng([seed, 8])
+    codes = rng.normal(size=(len(MATCHED), 20, 64)).astype(np.float32)
+    codes /= np.linalg.norm(codes, axis=2, keepdims=True)
+    found = {
+        part: Tokens(rows, np.arange(20) % 2 == 0)
+        for part, rows in zip(MATCHED, codes, strict=True)
+    }
+    return {**found, STREAMS: Tokens(np.zeros((0, 4096), np.float32), np.zeros(0, bool))}
 
 
 def main() -> None:

@@ -10,7 +10,8 @@ import pytest
 import cli
 from command import answer_of, lineage, program, without_privileges
 from conftest import Family
-from index.sqlite import FILE, SqliteCatalogue
+from index.opening import FILE
+from index.sqlite import SqliteCatalogue
 from refusals import error_of
 
 pytestmark = pytest.mark.usefixtures("somewhere")
@@ -113,7 +114,7 @@ class TestOtherVersions:
         for command in (*QUESTIONS, ["add", str(family.file("chat"))], ["check"], ["export", "x"]):
             done = lineage(*command, "--catalogue", own_catalogue)
             assert done.code == cli.FAILED, command
-            assert "schema 7, here 2" in done.err
+            assert "schema 7, here 3" in done.err
             assert "nothing was changed; add the models to a new catalogue" in done.err
         assert (own_catalogue / FILE).read_bytes() == content
 
@@ -121,6 +122,7 @@ class TestOtherVersions:
         self, family: Family, own_catalogue: Path
     ) -> None:
         with sqlite3.connect(own_catalogue / FILE) as database:
+            database.execute("DROP TABLE units")
             database.execute("DROP TABLE codes")
             database.execute("PRAGMA user_version = 1")
         database.close()
@@ -133,6 +135,20 @@ class TestOtherVersions:
         assert lineage("check", "--catalogue", own_catalogue).code == cli.DONE
         with SqliteCatalogue(str(own_catalogue)) as catalogue:
             assert catalogue.code(catalogue.get("again").id) is not None
+
+    def test_codes_from_before_units_are_told_and_made_anew(
+        self, family: Family, own_catalogue: Path
+    ) -> None:
+        with sqlite3.connect(own_catalogue / FILE) as database:
+            database.execute("DROP TABLE units")
+            database.execute("PRAGMA user_version = 2")
+        database.close()
+        limits = answer_of("parents", "chat.safetensors", "--catalogue", own_catalogue)["limits"]
+        assert any("have an identity code of another encoder" in limit for limit in limits)
+        assert lineage("add", family.folder, "--catalogue", own_catalogue).code == cli.DONE
+        assert lineage("check", "--catalogue", own_catalogue).code == cli.DONE
+        with SqliteCatalogue(str(own_catalogue)) as catalogue:
+            assert catalogue.units([catalogue.get("chat.safetensors").id])
 
     def test_models_of_another_method_are_read_again_by_the_next_add(
         self, family: Family, own_catalogue: Path

@@ -14,7 +14,7 @@ import cli
 import schemas
 from command import answer_of, lineage
 from conftest import Family
-from index.sqlite import FILE
+from index.opening import FILE
 
 pytestmark = pytest.mark.usefixtures("somewhere")
 

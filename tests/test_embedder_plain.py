@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from embedder.checkpoint import Kind, Tensor, tensor_of
-from embedder.coding import code_or_none, shipped_coder
+from embedder.coding import coded, shipped_coder
 from embedder.encoding import Plain
 from embedder.errors import ArchitectureError
 from embedder.opening import open_checkpoint
@@ -91,7 +91,7 @@ def test_a_value_that_is_no_number_is_refused(value: float, tmp_path: Path) -> N
     path = tmp_path / "m.safetensors"
     save_file({name: values.astype(np.float32) for name, values in weights.items()}, path)
     with open_checkpoint(path) as checkpoint:
-        assert code_or_none(checkpoint) is None
+        assert coded(checkpoint)[0] is None
 
 
 def test_large_matrices_are_passed_over_unread() -> None:

@@ -13,7 +13,7 @@ from embedder import coding, products
 from embedder.anchors import Units, anchored
 from embedder.architecture import Architecture, Builder
 from embedder.checkpoint import Checkpoint, Kind, Tensor, tensor_of
-from embedder.coding import code_of, code_or_none, identity_code, units_of
+from embedder.coding import code_of, coded, identity_code, units_of
 from embedder.describing import describe
 from embedder.encoding import Affine, Encoding, Plain
 from embedder.errors import ArchitectureError, TruncatedError
@@ -148,7 +148,7 @@ class TestCodes:
         units = anchored(drawn(architecture), architecture)
         monkeypatch.setattr(coding, "_UNITS_AT_ONCE", 7)
         monkeypatch.setattr(coding, "_MANY", 0)
-        assert np.linalg.norm(code_of(CODER, units) - CODER.code(units)) < 1e-6
+        assert np.linalg.norm(code_of(CODER, units)[0] - CODER.code(units)) < 1e-6
 
     def test_codes_of_many_units_are_kept_in_float32(
         self, architecture: Architecture, monkeypatch: pytest.MonkeyPatch
@@ -178,9 +178,9 @@ def refusal(weights: dict[str, NDArray[np.float32]], path: Path) -> str:
     """Return why a model has no code, which `add` takes for none."""
     save_file(weights, path)
     with open_checkpoint(path) as checkpoint:
-        assert code_or_none(checkpoint) is None
+        assert coded(checkpoint)[0] is None
         with pytest.raises(ArchitectureError) as caught:
-            identity_code(checkpoint)
+            identity_code(units_of(checkpoint))
     return str(caught.value)
 
 
@@ -207,7 +207,7 @@ class TestLargeModels:
             path = tmp_path / f"{name}.safetensors"
             save_file({n: np.ascontiguousarray(w, np.float32) for n, w in weights.items()}, path)
             with open_checkpoint(path) as checkpoint:
-                codes.append(identity_code(checkpoint).vector)
+                codes.append(identity_code(units_of(checkpoint)).vector)
         assert np.linalg.norm(codes[0] - codes[1]) < 1e-5
 
     def test_no_large_tensor_is_read_at_once(self, large: dict[str, NDArray[np.float32]]) -> None:
@@ -254,7 +254,7 @@ class TestLargeModels:
         with open_checkpoint(path) as checkpoint:
             with path.open("r+b") as file:
                 file.truncate(path.stat().st_size - 3_000_000)
-            assert code_or_none(checkpoint) is None
+            assert coded(checkpoint)[0] is None
             with pytest.raises(TruncatedError):
                 units_of(checkpoint)
 

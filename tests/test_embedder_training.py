@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from embedder.evaluating import Task, cosines, score
 from embedder.families import Relative
@@ -21,7 +23,18 @@ from embedder.identity import (
     unit_rows,
     untrained,
 )
-from embedder.matching import MOST, agreement, evidence, reranked, turned
+from embedder.matching import (
+    KEPT,
+    MATCHED,
+    MOST,
+    agreement,
+    evidence,
+    of_pieces,
+    packed,
+    reranked,
+    turned,
+    unpacked,
+)
 from embedder.training import (
     IdentityNetwork,
     Member,
@@ -232,6 +245,55 @@ class TestMatching:
         one, other = (turned(parts_of(codes), untrained()) for codes in (units, units[::-1]))
         assert len(one["first read"].even) == MOST
         assert agreement(one, other)[0] == pytest.approx(1, abs=1e-5)
+
+    def test_of_too_many_flipped_units_the_same_are_kept(self) -> None:
+        rng = np.random.default_rng(3)
+        codes = unit_rows(rng.normal(size=(MOST, 64))).astype(np.float32)
+        flipped = codes * rng.choice(np.array([-1, 1], np.float32), (MOST, 1))
+        one, other = (
+            turned(
+                {**parts_of(codes), "first read": Tokens(some, np.ones(MOST, bool))}, untrained()
+            )
+            for some in (codes, flipped[::-1])
+        )
+        shown = agreement(unpacked(packed(one)), unpacked(packed(other)))
+        assert shown[0] == pytest.approx(1, abs=1e-3)
+
+    def test_pieces_of_a_large_model_give_what_the_whole_does(self) -> None:
+        units = np.random.default_rng(4).normal(size=(3 * MOST, 64))
+        whole = turned(parts_of(units), untrained())
+        pieces = (turned(parts_of(some), untrained()) for some in np.array_split(units, 7))
+        assert agreement(of_pieces(pieces), whole)[0] == pytest.approx(1, abs=1e-5)
+
+    @given(counts=st.lists(st.integers(0, 2 * KEPT), min_size=7, max_size=7), stream=st.booleans())
+    def test_what_a_catalogue_keeps_pairs_off_with_the_model(
+        self, counts: list[int], stream: bool
+    ) -> None:
+        rng = np.random.default_rng(sum(counts))
+        sizes = dict(zip(MATCHED, [*counts, int(stream)], strict=True))
+        units = {
+            part: Tokens(
+                unit_rows(rng.normal(size=(size, 4096 if part == STREAMS else 64))).astype("f4"),
+                rng.random(size) < 0.5,
+            )
+            for part, size in sizes.items()
+        }
+        body = packed(units)
+        kept = unpacked(body)
+        assert [len(kept[part].even) for part in MATCHED] == [min(n, KEPT) for n in sizes.values()]
+        assert len(body) <= 16 + 7 * KEPT * 65 + 4097
+        shown = agreement(units, kept)
+        assert np.isnan(shown).tolist() == [size == 0 for size in sizes.values()]
+        assert np.nanmin(shown, initial=1) > 0.999
+        assert packed(kept) == body
+
+    @given(st.binary(max_size=300))
+    def test_other_bytes_are_no_units(self, body: bytes) -> None:
+        try:
+            kept = unpacked(body)
+        except ValueError:
+            return
+        assert len(packed(kept)) == len(body)
 
     def test_ranking_anew_moves_only_the_best(self, trained: IdentityCoder) -> None:
         parts = [turned(member.tokens, trained) for member in population(4, 6)]

@@ -10,11 +10,12 @@ import pytest
 from numpy.typing import NDArray
 
 from catalogue_contract import CatalogueContract
-from catalogue_writer import model
+from catalogue_writer import code_of, model, units_of
 from embedder.identity import IdentityCode
 from index.catalogue import open_catalogue
 from index.errors import CatalogueError
-from index.sqlite import FILE, SqliteCatalogue
+from index.opening import FILE
+from index.sqlite import SqliteCatalogue
 from index.transfer import export_catalogue, import_catalogue
 
 
@@ -76,7 +77,7 @@ def test_an_error_of_the_database_says_what_became_of_the_rest(tmp_path: Path) -
 def test_a_busy_database_is_told_with_the_next_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("index.sqlite._BUSY_S", 0.05)
+    monkeypatch.setattr("index.opening._BUSY_S", 0.05)
     with SqliteCatalogue(str(tmp_path), create=True) as catalogue:
         other = sqlite3.connect(tmp_path / FILE, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
@@ -135,3 +136,20 @@ def test_a_damaged_code_names_its_model(tmp_path: Path) -> None:
         database.close()
         with pytest.raises(CatalogueError, match="m1: its vector is damaged"):
             catalogue.codes("e")
+
+
+def test_damaged_units_name_their_model(tmp_path: Path) -> None:
+    with SqliteCatalogue(str(tmp_path), create=True) as catalogue:
+        added = [
+            catalogue.add(*model(f"m{seed}", seed), replace(code_of(seed), units=units_of(seed))).id
+            for seed in range(2)
+        ]
+        assert catalogue.check() == []
+        with sqlite3.connect(tmp_path / FILE) as database:
+            database.execute("UPDATE units SET body = substr(body, 2) WHERE model = ?", added[1:])
+        database.close()
+        assert catalogue.units(added[:1]).keys() == {added[0]}
+        with pytest.raises(CatalogueError, match="m1: its units are damaged"):
+            catalogue.units(added)
+        (problem,) = catalogue.check()
+        assert "m1: its units are damaged; make it anew: lineage remove m1" in problem

@@ -7,9 +7,10 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from embedder.coding import code_or_none, shipped_coder
+from embedder.coding import Described, coded, shipped_coder
 from embedder.describing import describe
 from embedder.identity import IdentityCode
+from embedder.matching import MARGIN
 from embedder.opening import open_checkpoint
 from embedder.plain import ENCODER
 from embedder.symmetry import permuted, rescaled
@@ -90,7 +91,7 @@ def test_a_copy_in_another_order_has_the_same_code(models: Path, tmp_path: Path)
     codes = []
     for path in (tmp_path / "copy.safetensors", models / f"m{PARENT}.safetensors"):
         with open_checkpoint(path) as checkpoint:
-            codes.append(code_or_none(checkpoint))
+            codes.append(coded(checkpoint)[0])
     assert codes[0] is not None
     assert codes[1] is not None
     assert codes[0].encoder == codes[1].encoder == shipped_coder().version
@@ -146,7 +147,7 @@ def test_a_weight_that_is_no_number_gives_no_code(tmp_path: Path) -> None:
     weights["2.weight"][3, 4] = np.nan
     save_file(weights, tmp_path / "nan.safetensors")
     with open_checkpoint(tmp_path / "nan.safetensors") as checkpoint:
-        assert code_or_none(checkpoint) is None
+        assert coded(checkpoint)[0] is None
 
 
 def test_codes_of_another_encoder_are_told_and_made_anew(tmp_path: Path) -> None:
@@ -185,3 +186,35 @@ def test_an_export_takes_codes_along(engine: LineageEngine, tmp_path: Path) -> N
         here, there = engine.catalogue.codes(version), other.catalogue.codes(version)
         assert len(here[0]) == len(there[0]) == 40
         np.testing.assert_array_equal(np.sort(here[1], axis=0), np.sort(there[1], axis=0))
+
+
+def test_far_kin_are_found_by_the_partners_of_their_units(models: Path, tmp_path: Path) -> None:
+    save_file(disguised(network(PARENT), 1.7), tmp_path / "far.safetensors")
+    with LineageEngine(str(tmp_path / "c"), create=True) as engine:
+        engine.add(sorted(models.glob("m*.safetensors")))
+        child = engine.model(str(tmp_path / "far.safetensors"))
+        first = engine.known.candidates(child.fingerprint, child.code)[0]
+        assert engine.known.candidate(first).name == f"m{PARENT}.safetensors"
+        assert first.alike < ALIKE
+        assert first.margin > MARGIN
+        found = engine.relatives(str(tmp_path / "far.safetensors"))
+        (limit,) = found.limits
+        assert limit.endswith(f"kinship is not decided: m{PARENT}.safetensors")
+
+
+def test_what_was_coded_for_the_search_is_not_coded_again(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    plain = Described.__init__
+
+    def counted(self: Described, *given: object, **named: object) -> None:
+        read.append("described")
+        plain(self, *given, **named)  # type: ignore[arg-type]
+
+    with LineageEngine(str(tmp_path / "c"), create=True) as engine:
+        engine.add([models / f"m{PARENT}.safetensors"])
+        monkeypatch.setattr(Described, "__init__", counted)
+        found = engine.relatives(str(models / "child.safetensors"))
+        assert found.found or found.limits
+        assert len(read) == 2  # the child once, and its parent to be aligned with
