@@ -31,9 +31,9 @@ from benchmarks.machine import load, read_result, write_result
 from embedder.coding import shipped_coder
 from embedder.evaluating import task_of
 from embedder.families import Split, relatives_of
+from embedder.matching import COUNT
 from embedder.zoo.shards import open_zoo
 from index.opening import FILE
-from index.search import CODED
 from index.sqlite import SqliteCatalogue
 from index.vectors import NumpyVectors, ShortlistedVectors, VectorIndex, vector_index
 
@@ -42,8 +42,8 @@ Codes = NDArray[np.float32]
 
 SEED = 41
 SIZES = (10_000, 100_000, 1_000_000)
-COUNTS = (CODED, 1_000)
-"""How many nearest are asked for: what the search asks for, and all that can matter."""
+COUNTS = (COUNT, 1_000)
+"""How many nearest are asked for: those whose units the search matches, and all that can matter."""
 ASKED, TIMED = 1_000, 200
 KEPT = 0.01
 """Share that a filter keeps."""
@@ -271,12 +271,12 @@ def of_size(real: Real, size: int) -> Json:
         "from_catalogue": from_catalogue(gallery),
     }
     exact = NumpyVectors(gallery.ids, gallery.codes)
-    result["scan"] = timed(lambda place: exact.nearest(real.queries[place], CODED), 30)
+    result["scan"] = timed(lambda place: exact.nearest(real.queries[place], COUNT), 30)
     before, start = resident_mb(), time.perf_counter()
     made = vector_index(gallery.ids, gallery.codes, exact=False)
     if isinstance(made, ShortlistedVectors):
         made = ShortlistedVectors(gallery.ids, gallery.codes, patience=0)
-    made.nearest(real.queries[0], CODED)
+    made.nearest(real.queries[0], COUNT)
     result["index"] = {
         "kind": type(made).__name__,
         "build_seconds": round(time.perf_counter() - start, 2),
@@ -335,7 +335,7 @@ def others(real: Real) -> Json:
             }
         index, _ = tried(name, asking, even[: len(codes)])
         hits = [
-            place in shortlisted(index, even, query, CODED) for place, query in enumerate(queries)
+            place in shortlisted(index, even, query, COUNT) for place, query in enumerate(queries)
         ]
         row["found_without_groups"] = round(float(np.mean(hits)), 4)
         found[f"{name} {asking}".strip()] = row

@@ -161,6 +161,70 @@ def encoder() -> str:
     return f"{words}\n\n{table}\n{_functional()}"
 
 
+def parents() -> str:
+    """Return what the README says of `parents` and disguised networks."""
+    found = json.loads((RESULTS / "parents.json").read_text(encoding="utf-8"))
+    bins: dict[tuple[float, float], dict[str, Any]] = {}
+    worst: dict[tuple[float, float], str] = {}
+    for row in found["told"]:
+        span = (row["drift"][0], row["drift"][1])
+        told = row["listed"] + row["named"]
+        if row["group"] == "all":
+            bins[span] = row
+        else:
+            worst[span] = min(worst.get(span, "2"), f"{told:.2f} {row['group']}")
+    rows = [
+        ("queries", *(str(row["queries"]) for row in bins.values())),
+        ("its base is the first by its units", *(f"{r['first']:.2f}" for r in bins.values())),
+        ("… is called kin", *(f"{r['listed']:.2f}" for r in bins.values())),
+        ("… is named as undecided", *(f"{r['named']:.2f}" for r in bins.values())),
+        ("called kin or named; worst kind", *(worst[span] for span in bins)),
+        (
+            "others called kin; named",
+            *(f"{r['others_listed']}; {r['others_named']}" for r in bins.values()),
+        ),
+        ("… of one start with the base", *(str(r["same_start"]) for r in bins.values())),
+    ]
+    words = (
+        f"Disguised networks, equally many of each kind as far as there are, and "
+        f"{found['catalogued']:,} bases in one\ncatalogue (`benchmarks/results/parents.json`, "
+        f"{found['date']}), by drift:"
+    )
+    columns = ("drift", *(f"{low:g} to {high:g}" for low, high in bins))
+    return f"{words}\n\n{as_table(columns, rows)}"
+
+
+def partners() -> str:
+    """Return what the concepts tell of the margins of pairs."""
+    found = json.loads((RESULTS / "alignment.json").read_text(encoding="utf-8"))
+    rows = []
+    for kind, spread in found["pairs"].items():
+        shares = {
+            name: int(told.split(" of ")[0]) / int(told.split(" of ")[1])
+            for name, told in spread["pass_by_kind"].items()
+        }
+        least = min(shares, key=lambda name: shares[name])
+        kin = kind.startswith("kin")
+        rows.append(
+            (
+                kind,
+                f"{spread['pairs']:,}",
+                f"{spread['median']:.2f}",
+                f"{spread['largest']:.2f}",
+                f"{spread['pass'] / spread['pairs']:.3f}" if spread["pass"] else "0",
+                f"{shares[least]:.2f} {least}" if kin else "",
+                f"{spread['put_in_place']:.2f}" if kin else "",
+            )
+        )
+    words = (
+        f"Pairs of networks of a zoo by what they are to each other "
+        f"(`benchmarks/results/alignment.json`,\n{found['date']}); *in place*: the share of units "
+        "that alignment puts where they were:"
+    )
+    columns = ("pairs", "number", "median margin", "largest", f"above {found['limit']}")
+    return f"{words}\n\n{as_table((*columns, 'worst kind', 'in place'), rows)}"
+
+
 def _functional() -> str:
     """Return what neural functionals find, and the encoder of the same queries."""
     found = json.loads((RESULTS / "functional.json").read_text(encoding="utf-8"))
@@ -253,13 +317,13 @@ def million() -> str:
     """Return what the concepts tell of the search among many identity codes."""
     found = json.loads((RESULTS / "million.json").read_text(encoding="utf-8"))
     sizes, near = found["sizes"].values(), found["cosines_of_strangers"]
-    loads = [size["nearest"][count]["load"] for size in sizes for count in ("6", "1000")]
+    loads = [size["nearest"][count]["load"] for size in sizes for count in ("100", "1000")]
 
     def taken(told: Mapping[str, float]) -> str:
         return f"{told['cpu_median_ms']:.1f}, {told['median_ms']:.1f} ms"
 
     rows: list[tuple[str, ...]] = []
-    for count, words in (("6", "the six nearest"), ("1000", "the 1,000 nearest")):
+    for count, words in (("100", "the 100 nearest"), ("1000", "the 1,000 nearest")):
         told = [size["nearest"][count] for size in sizes]
         rows += [
             (f"relatives among {words}", *(f"{one['found']:.3f}" for one in told)),
@@ -304,6 +368,8 @@ NUMBERS: dict[str, Callable[[], str]] = {
     "speeds": speeds,
     "peers": peers,
     "encoder": encoder,
+    "parents": parents,
+    "partners": partners,
     "function": function,
     "streaming": streaming,
     "plain": plain,

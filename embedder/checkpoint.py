@@ -7,7 +7,7 @@ through a fixed amount of memory.
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
@@ -17,13 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedder.encoding import NAME_OF, Encoding, Plain, Values
-from embedder.storage import MemoryStorage, OpenFile, Storage
+from embedder.storage import MemoryStorage, OpenFile, ReadOnce, Storage
 
 BLOCK_VALUES = 1 << 18
 """Values in a block: 1 MiB of float32, which stays in a core's L2 cache (measured: 64 rows of
 4,096 are 20 % faster than 512 rows)."""
 
 _MOST_ROWS = 16
+
+KEPT_BYTES = 64 << 20
+"""Stored bytes of a model that are kept in memory where it is looked at more than once."""
 
 
 class Kind(StrEnum):
@@ -208,6 +211,17 @@ class Checkpoint:
     def size_bytes(self) -> int:
         """Bytes of all its files."""
         return sum(file.stat().st_size for file in self.files)
+
+    def read_once(self) -> "Checkpoint":
+        """Return the same model, whose bytes are kept once they are read; close this one.
+
+        It serves who looks at the tensors of a small model more than once. One that stores more
+        than `KEPT_BYTES` is returned as it is: what it was read from is the page cache, then.
+        """
+        if sum(tensor.storage.size_bytes for tensor in self.tensors) > KEPT_BYTES:
+            return self
+        kept = (replace(tensor, storage=ReadOnce(tensor.storage)) for tensor in self.tensors)
+        return replace(self, tensors=tuple(kept), open_files=[], on_close=[])
 
     def close(self) -> None:
         """Close the files; a second call does nothing."""

@@ -141,6 +141,29 @@ class JoinedStorage:
         return found[0] if len(found) == 1 else b"".join(found)
 
 
+class ReadOnce:
+    """Bytes that are read when some are first asked for, all of them, and kept.
+
+    Example:
+        >>> once = ReadOnce(MemoryStorage(b"abcde"))
+        >>> bytes(once.read(1, 3)), bytes(once.read(0, 5))
+        (b'bc', b'abcde')
+    """
+
+    __slots__ = ("_kept", "_storage", "size_bytes")
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._kept: memoryview | None = None
+        self.size_bytes = storage.size_bytes
+
+    def read(self, start: int, stop: int) -> memoryview:
+        """Return the bytes from `start` up to `stop`."""
+        if self._kept is None:
+            self._kept = memoryview(self._storage.read(0, self.size_bytes))
+        return self._kept[start:stop]
+
+
 class MemoryStorage:
     """Bytes that are in memory already, such as those of a live model."""
 

@@ -310,7 +310,8 @@ def _end_with_parent() -> None:
 def read_model(job: Job) -> Outcome:
     """Open one model; return its fingerprint, its stamp and its identity code, or the error."""
     try:
-        with open_checkpoint(job.path, allow_partial=job.allow_partial) as checkpoint:
+        with open_checkpoint(job.path, allow_partial=job.allow_partial) as opened:
+            checkpoint = opened.read_once() if job.codes else opened
             stamp = stamp_of(checkpoint.files)
             fingerprint = take_fingerprint(checkpoint)
             code = coded(checkpoint)[0] if job.codes else None

@@ -73,7 +73,8 @@ def find_model(given: str, catalogue: Catalogue | None) -> Model:
         entry = _entry_at(path, catalogue)
         if entry is not None and catalogue is not None:
             return model_of(entry, catalogue)
-        with open_checkpoint(path) as checkpoint:
+        with open_checkpoint(path) as opened:
+            checkpoint = opened if catalogue is None else opened.read_once()
             fingerprint = take_fingerprint(checkpoint)
             code, known = coded(checkpoint) if catalogue is not None else (None, None)
             if checkpoint.parameters > LARGEST:

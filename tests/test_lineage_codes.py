@@ -1,5 +1,7 @@
 """Identity codes in the catalogue: a reordered, rescaled and trained copy is a candidate again."""
 
+import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from embedder.identity import IdentityCode
 from embedder.matching import MARGIN
 from embedder.opening import open_checkpoint
 from embedder.plain import ENCODER
+from embedder.storage import OpenFile
 from embedder.symmetry import permuted, rescaled
 from index.search import ALIKE
 from lineage.engine import LineageEngine
@@ -186,6 +189,29 @@ def test_an_export_takes_codes_along(engine: LineageEngine, tmp_path: Path) -> N
         here, there = engine.catalogue.codes(version), other.catalogue.codes(version)
         assert len(here[0]) == len(there[0]) == 40
         np.testing.assert_array_equal(np.sort(here[1], axis=0), np.sort(there[1], axis=0))
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_codes_and_sketches_come_from_the_same_read(
+    large: bool, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranges: Counter[tuple[int, int]] = Counter()
+    plain = OpenFile.read
+
+    def counted(self: OpenFile, start: int, stop: int) -> bytes:
+        ranges[start, stop] += 1
+        return plain(self, start, stop)
+
+    monkeypatch.setattr("embedder.checkpoint.KEPT_BYTES", 0 if large else 1 << 20)
+    monkeypatch.setattr(OpenFile, "read", counted)
+    with LineageEngine(str(tmp_path / "c"), create=True) as engine:
+        engine.add([models / "m1.safetensors"])
+        entry = engine.catalogue.get("m1.safetensors")
+        assert engine.catalogue.code(entry.id) is not None
+    weights = {name: 4 * math.prod(shape) for name, shape in SHAPES.items()}
+    read = [count for (start, stop), count in ranges.items() if stop - start in weights.values()]
+    assert len(read) == len(weights)
+    assert (max(read) > 1) == large
 
 
 def test_far_kin_are_found_by_the_partners_of_their_units(models: Path, tmp_path: Path) -> None:
