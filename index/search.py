@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from embedder import matching
 from embedder.coding import current_encoders
 from embedder.fingerprint import Fingerprint
 from embedder.identity import IdentityCode
@@ -128,17 +127,12 @@ class ModelIndex:
             )
         nearest = dict(self._codes[code.encoder].nearest(code.vector, COUNT))
         known = self.catalogue.units(list(nearest)) if code.units else {}
-        best = sorted(nearest, key=lambda model: -nearest[model])
-        if known and len(nearest) > CODED:
-            shown = standing_out(code.units, list(known.values()))
-            score = dict(zip(known, shown.tolist(), strict=True))
-            best.sort(key=lambda model: -(score.get(model, 0.0) + nearest[model]))
-        found = {}
-        for model in best[:CODED]:
-            margin = matching.margin(code.units, known[model]) if model in known else 0.0
-            if nearest[model] > ALIKE or margin > MARGIN:
-                found[model] = nearest[model], margin
-        return found
+        shown, margins = standing_out(code.units, list(known.values())) if known else ((), ())
+        score = dict(zip(known, shown, strict=True))
+        margin = dict(zip(known, map(float, margins), strict=True))
+        best = sorted(nearest, key=lambda model: -(score.get(model, 0.0) + nearest[model]))
+        found = {model: (nearest[model], margin.get(model, 0.0)) for model in best[:CODED]}
+        return {model: told for model, told in found.items() if told[0] > ALIKE or told[1] > MARGIN}
 
     def _current_vectors(self) -> VectorIndex:
         generation = self.catalogue.generation()

@@ -34,7 +34,7 @@ from lineage.verdict import Relation, Verdict
 
 Values = NDArray[np.floating[Any]]
 
-CONTROLS, STRANGERS = 1_693, 0.077
+CONTROLS, STRANGERS = 36_679, 0.28
 """How many pairs of strangers were looked at, and the largest margin among them."""
 
 AGREED = 0.6
@@ -76,8 +76,9 @@ def after_pairing(verdict: Verdict, margin: float, alignment: Alignment | None) 
         alignment: How the second was aligned; None if it was not.
     """
     reason = (
-        f"hidden units are nearer to their partners than to any other unit, by {margin:.2f} in "
-        f"cosine on average; of {CONTROLS:,} pairs of strangers none by more than {STRANGERS}"
+        f"hidden units are nearer to their partners than to any other unit, with a margin of "
+        f"{margin:.2f}, where a copy has 1; of {CONTROLS:,} pairs of strangers none has more than "
+        f"{STRANGERS}"
     )
     chance = Chance(1 / (CONTROLS + 1), "partners of hidden units", CONTROLS, False, "zoo")
     operations = list(verdict.operations)

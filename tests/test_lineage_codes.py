@@ -215,7 +215,7 @@ def test_codes_and_sketches_come_from_the_same_read(
 
 
 def test_far_kin_are_found_by_the_partners_of_their_units(models: Path, tmp_path: Path) -> None:
-    save_file(disguised(network(PARENT), 1.7), tmp_path / "far.safetensors")
+    save_file(disguised(network(PARENT), 1.5), tmp_path / "far.safetensors")
     with LineageEngine(str(tmp_path / "c"), create=True) as engine:
         engine.add(sorted(models.glob("m*.safetensors")))
         child = engine.model(str(tmp_path / "far.safetensors"))
