@@ -4,6 +4,8 @@
     python -m benchmarks.identity ZOO --method flat   this row anew, beside those that are there
     python -m benchmarks.identity ZOO --train   an encoder trained without one kind of network, one
                                                 task and one operation, fixed beforehand
+    python -m benchmarks.identity ZOO --cross   queries of all recipes, each by an encoder that was
+                                                trained without its fold
     python -m benchmarks.identity ZOO --alike   which kin and strangers the search's limit lets by
     python -m benchmarks.identity ZOO --strangers OTHER   how alike networks of one design are that
                                                           learned one task from other seeds
@@ -169,6 +171,43 @@ def left_out(zoo: Zoo, relatives: list[Relative]) -> dict[str, Any]:
     return found
 
 
+PAIRS_OF_FOLDS = ((0, 1), (2, 3), (4, 5), (6, 7), (8, 9))
+
+
+def crossed(zoo: Zoo, relatives: list[Relative]) -> dict[str, Any]:
+    """Return recall over all recipes, each by an encoder trained without its pair of folds.
+
+    Folds 6 and 7 are those on which matching was tuned.
+    """
+    found: dict[str, list[Cell]] = {"encoder": [], "encoder, matched": []}
+    for folds in PAIRS_OF_FOLDS:
+        split = Split(folds)
+        coder = train_identity([r.member for r in relatives if split.trains(r.row)], Settings())
+        task = task_of(relatives, [not split.trains(relative.row) for relative in relatives])
+        shown = show(zoo, task)
+        for method, cells in found.items():
+            cells += score(task, scores_of(method, shown, coder))
+        print(folds, [(c.low, c.first) for c in cells[-4:]], flush=True)
+    return {method: as_rows(pooled(cells)) for method, cells in found.items()}
+
+
+def pooled(cells: Sequence[Cell]) -> list[Cell]:
+    """Return cells of the same group and drift as one."""
+    found = []
+    for group, low, high in sorted({(c.group, c.low, c.high) for c in cells}):
+        same = [cell for cell in cells if (cell.group, cell.low) == (group, low)]
+        counts = np.array([cell.queries for cell in same])
+        first, apart, ten = (
+            float(np.average([getattr(cell, name) for cell in same], weights=counts))
+            for name in ("first", "apart", "ten")
+        )
+        # Some queries have no twins, and weigh a little too much here.
+        told = np.array([(c.twins, c.queries) for c in same if c.twins is not None])
+        twins = float(np.average(told[:, 0], weights=told[:, 1])) if len(told) else None
+        found.append(Cell(group, low, high, int(counts.sum()), first, apart, ten, twins))
+    return found
+
+
 def invariance(zoo: Zoo, coder: IdentityCoder) -> dict[str, Any]:
     """Return the largest relative change of a code under each symmetry, by kind of network."""
     rng = np.random.default_rng(0)
@@ -196,6 +235,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("zoo", type=Path)
     parser.add_argument("--train", action="store_true")
+    parser.add_argument("--cross", action="store_true")
     parser.add_argument("--method", action="append", choices=METHODS)
     parser.add_argument("--alike", action="store_true")
     parser.add_argument("--strangers", type=Path)
@@ -214,7 +254,7 @@ def measured(
     coder, result = shipped_coder(), read_result("identity")
     if result.get("encoder") != coder.version:
         result = {}
-    some = chosen.method or chosen.strangers or chosen.alike or chosen.train
+    some = any((chosen.method, chosen.strangers, chosen.alike, chosen.train, chosen.cross))
     if some and not result:
         raise SystemExit("there are no rows of this encoder yet; measure all of them first")
     if not some:
@@ -231,6 +271,8 @@ def measured(
     result["methods"] = {name: rows[name] for name in METHODS if name in rows}
     if chosen.strangers:
         result["strangers"] = strangers(open_zoo(chosen.strangers), coder)
+    if chosen.cross:
+        result["crossed"] = crossed(zoo, relatives)
     if chosen.train:
         result["left_out"] = left_out(zoo, relatives)
     return result

@@ -50,8 +50,8 @@ _LEAST = 1e-3
 
 _LOOKED_AT, _WEIGHT = 12, 100
 """Of so many candidates that stand out most the margin is looked at too, and how much it weighs.
-On folds 6 and 7, with an encoder of folds 0 to 5, .985 of the bases at a drift of .6 to 1 come first
-and .864 at 1 to 2 (worst kinds .94 and .77); without margins .969 and .876 (.87 and .77)."""
+On folds 6 and 7, with an encoder of folds 0 to 5, .985 of the bases at a drift of .6 to 1 come
+first and .864 at 1 to 2 (worst kinds .94 and .77); without margins .969 and .876 (.87 and .77)."""
 
 _TURNS = {part: part for part in KERNEL_PARTS} | dict(
     zip(CHANNEL_PARTS, ("first read", "last reach"), strict=True)

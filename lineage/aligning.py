@@ -92,8 +92,13 @@ def after_pairing(verdict: Verdict, margin: float, alignment: Alignment | None) 
         relation=verdict.relation if related else Relation.CANNOT_SAY,
         operations=tuple(operations) if related else (),
         chance=verdict.chance and chance,
+        limits=tuple(limit for limit in verdict.limits if limit not in _limits(verdict.chance)),
         reasons=(reason, *(verdict.reasons if related else (_SAME_START_TOO,))),
     )
+
+
+def _limits(chance: Chance | None) -> tuple[str, ...]:
+    return () if chance is None else chance.limits
 
 
 _SAME_START_TOO = "a common random start explains that as well as a common trained ancestor"

@@ -65,6 +65,15 @@ class Chance:
     extrapolated: bool
     source: str
 
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """What it cannot vouch for, in sentences."""
+        if not self.extrapolated:
+            return ()
+        return (
+            f"chance below 1 in {self.controls + 1:,} is extrapolated from the law of the controls",
+        )
+
 
 def spread_of(pairs: Sequence[PairMeasure], controls: Controls | None = None) -> float:
     """Return the standard deviation of the size-weighted cosine of strangers of these shapes.

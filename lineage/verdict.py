@@ -153,11 +153,8 @@ class Case:
         kin = sum(pair.size for pair in self.kin)
         proven = relation in _PROVEN
         limits = [*self.limits, *self.measured.limits]
-        if chance is not None and chance.extrapolated and not proven:
-            limits.append(
-                f"chance below 1 in {chance.controls + 1:,} is extrapolated from the law of "
-                "the controls"
-            )
+        if chance is not None and not proven:
+            limits += chance.limits
         return Verdict(
             relation,
             tuple(operations),

@@ -84,6 +84,7 @@ class TestCompare:
         assert {"reorder", "rescale"} <= set(answer["operations"])
         assert answer["distance"] == pytest.approx(0.08, abs=0.03)
         assert "nearer to their partners than to any other unit" in " ".join(answer["reasons"])
+        assert "extrapolated" not in " ".join(answer["limits"])
 
     def test_one_that_went_far_is_not_decided_and_never_refuted(self, folder: Path) -> None:
         pair = folder / "base.safetensors", folder / "far.safetensors"
