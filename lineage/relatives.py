@@ -84,8 +84,10 @@ def find_relatives(model: Model, known: Known, *, exact: bool = True) -> Relativ
             found.append(comparison)
         elif candidate.margin > MARGIN:
             partners.append(comparison.first.name)
-        elif comparison.relation is Relation.CANNOT_SAY and candidate.alike > 0:
-            alike.append(comparison.first.name)
+        elif (
+            comparison.relation is Relation.CANNOT_SAY and candidate.alike and not candidate.margin
+        ):
+            alike.append(comparison.first.name)  # where units are known, they say more than codes
     found.sort(key=nearest_first)
     return Relatives(
         model, searched, tuple(found), (*known.limits(), *_not_decided(partners, alike))
