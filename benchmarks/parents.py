@@ -31,6 +31,7 @@ from embedder.families import Relative, Split, relatives_of
 from embedder.symmetry import disguised
 from embedder.zoo.shards import Zoo, open_zoo
 from lineage.engine import LineageEngine
+from lineage.relatives import find_relatives
 
 Json = dict[str, Any]
 
@@ -92,10 +93,9 @@ def write(zoo: Zoo, relative: Relative, path: Path, disguise: int | None = None)
 def ask(engine: LineageEngine, path: Path, right: str, same_start: set[str]) -> Json:
     """Return what is said of one file."""
     start = time.perf_counter()
-    model = engine.model(str(path))
-    relatives = engine.known, engine.relatives(str(path))
+    model, known = engine.model(str(path)), engine.known
+    found = find_relatives(model, known)
     seconds = time.perf_counter() - start
-    known, found = relatives
     coded = [c for c in known.candidates(model.fingerprint, model.code) if c.alike != 0]
     coded.sort(key=lambda candidate: -candidate.margin)
     names = [known.candidate(candidate).name for candidate in coded]
