@@ -21,9 +21,9 @@ from embedder.unit_codes import WIDTH
 MOST = 512
 """Units of a part of the model that is asked about that are matched."""
 
-KEPT = 128
-"""Units of a part that a catalogue keeps of a model, 65 bytes each. To give each of them one of
-`MOST` partners takes about a millisecond."""
+KEPT = 64
+"""Units of a part that a catalogue keeps of a model, 65 bytes each. To give each of them a partner
+takes .2 ms among as many strangers and .4 ms among `MOST`; of 128 it would be .6 and .9."""
 
 COUNT = 100
 """Of the bases whose codes are nearest, so many are matched: the right one is among ten of them in

@@ -13,6 +13,7 @@ from embedder.errors import CheckpointError
 from embedder.fingerprint import take_fingerprint
 from embedder.matching import MARGIN
 from embedder.opening import open_checkpoint
+from index.search import UNLIKE
 from lineage.aligning import Alignment, after_pairing, align, insides_of, margin_between
 from lineage.chance import corrected
 from lineage.direction import Direction, direction_of
@@ -128,7 +129,7 @@ def _margin_of(first: Model, second: Model, taken: Callable[[Model], Described |
     """Return the margin of two models' units, from the catalogue if they are there, or 0."""
     one, other = first.code, second.code
     if one is not None and other is not None and one.encoder == other.encoder:
-        told = one.units and other.units
+        told = one.units and other.units and float(one.vector @ other.vector) > UNLIKE
         return matching.margin(one.units, other.units) if told else 0.0
     # A catalogued model without a code is one whose architecture is not known.
     unknown = any(model.entry and model.code is None for model in (first, second))
