@@ -57,7 +57,8 @@ class TestEveryDesign:
         one, other = (units_of(weights, config) for weights in (base, child))
         found = margin(one, other)
         assert margin(other, one) == pytest.approx(found, abs=1e-6)
-        assert margin(unpacked(packed(one)), other) == pytest.approx(found, abs=0.02)
+        # A catalogue may keep two units in three of these.
+        assert margin(unpacked(packed(one)), other) == pytest.approx(found, abs=0.1)
         assert MARGIN < found < 1
 
 
