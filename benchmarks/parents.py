@@ -96,7 +96,7 @@ def ask(engine: LineageEngine, path: Path, right: str, same_start: set[str]) -> 
     model, known = engine.model(str(path)), engine.known
     found = find_relatives(model, known)
     seconds = time.perf_counter() - start
-    coded = [c for c in known.candidates(model.fingerprint, model.code) if c.alike != 0]
+    coded = [c for c in known.candidates(model.fingerprint, model.code) if c.alike > 0]
     coded.sort(key=lambda candidate: -candidate.margin)
     names = [known.candidate(candidate).name for candidate in coded]
     listed = {comparison.first.name for comparison in found.parents()}

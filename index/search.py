@@ -96,7 +96,7 @@ class ModelIndex:
         kept: list[Candidate] = []
         rest: list[Candidate] = []
         for candidate in found:
-            likely = candidate.cosine > NOISE or candidate.shared > 0 or candidate.alike != 0
+            likely = candidate.cosine > NOISE or candidate.shared > 0 or candidate.alike > 0
             (kept if likely else rest).append(candidate)
         kept.sort(key=lambda c: (-max(c.shared, c.cosine, c.alike, c.margin > MARGIN), c.model))
         rest.sort(key=lambda c: (-c.cosine, c.model))

@@ -115,7 +115,7 @@ def _compared(
 ) -> Comparison:
     other = known.candidate(candidate)
     quick = compare_models(other, model, None, exact=False, corrected_for=searched)
-    hinted = candidate.alike != 0 or candidate.shared > 0
+    hinted = candidate.alike > 0 or candidate.shared > 0
     if not exact or (quick.relation is Relation.UNRELATED and not hinted):
         # Fingerprints can show that two models are strangers, and that costs no reading. Where
         # identity codes are alike, or tensors have equal norms, values may stand in another order,
