@@ -157,8 +157,19 @@ def encoder() -> str:
         "comes first, by how\nfar it has moved (`benchmarks/results/identity.json`, "
         f"{found['date']}):"
     )
-    table = as_table(("drift", *bins), [("queries", *counts), *rows])
+    table = as_table(("drift", *bins), [("queries", *counts), *rows, *_crossed(found["crossed"])])
     return f"{words}\n\n{table}\n{_functional()}"
+
+
+def _crossed(methods: Mapping[str, list[dict[str, Any]]]) -> list[tuple[str, ...]]:
+    """Return the rows of all recipes, each asked of an encoder that was trained without it."""
+    cells = methods["encoder, matched"]
+    every = [cell for cell in cells if cell["group"] == "all"]
+    return [
+        ("**all recipes**: queries", *(f"{cell['queries']:,}" for cell in every)),
+        ("encoder, matched", *(f"{cell['first']:.3f}" for cell in every)),
+        *_matched(cells),
+    ]
 
 
 def parents() -> str:
