@@ -75,14 +75,18 @@ class Described:
         return frozenset(group.name for group in groups if group.activation == "unknown")
 
 
-def described(checkpoint: Checkpoint) -> Described:
+def described(checkpoint: Checkpoint, architecture: Architecture | None = None) -> Described:
     """Return what is known of a model's insides.
+
+    Args:
+        checkpoint: The model.
+        architecture: How its tensors hang together, if that has been told already.
 
     Raises:
         ArchitectureError: As `units_of`.
         CheckpointError: A tensor cannot be read.
     """
-    architecture = describe(checkpoint)
+    architecture = describe(checkpoint) if architecture is None else architecture
     return Described(architecture, units_of(checkpoint, architecture))
 
 
@@ -188,7 +192,7 @@ def coded(checkpoint: Checkpoint) -> tuple[IdentityCode | None, Described | None
             architecture = describe(checkpoint)
         except ArchitectureError:
             return plain_code(checkpoint), None
-        known = Described(architecture, units_of(checkpoint, architecture))
+        known = described(checkpoint, architecture)
         return identity_code(known.units), known
     except (ArchitectureError, CheckpointError, MissingExtraError):
         return None, None

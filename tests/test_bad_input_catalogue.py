@@ -103,6 +103,15 @@ class TestDamaged:
         assert lineage("add", family.file("chat"), "--catalogue", "c").code == cli.DONE
 
 
+def made_older(catalogue: Path, schema: int, *without: str) -> None:
+    """Bring a catalogue back to an earlier schema, which lacks some tables."""
+    with sqlite3.connect(catalogue / FILE) as database:
+        for table in without:
+            database.execute(f"DROP TABLE {table}")
+        database.execute(f"PRAGMA user_version = {schema}")
+    database.close()
+
+
 class TestOtherVersions:
     def test_a_catalogue_of_another_schema_is_not_touched(
         self, family: Family, own_catalogue: Path
@@ -121,11 +130,7 @@ class TestOtherVersions:
     def test_a_catalogue_from_before_identity_codes_is_read_and_goes_on(
         self, family: Family, own_catalogue: Path
     ) -> None:
-        with sqlite3.connect(own_catalogue / FILE) as database:
-            database.execute("DROP TABLE units")
-            database.execute("DROP TABLE codes")
-            database.execute("PRAGMA user_version = 1")
-        database.close()
+        made_older(own_catalogue, 1, "units", "codes")
         before = answer_of("parents", "legal-int8.safetensors", "--catalogue", own_catalogue)[
             "parents"
         ]
@@ -139,10 +144,7 @@ class TestOtherVersions:
     def test_codes_from_before_units_are_told_and_made_anew(
         self, family: Family, own_catalogue: Path
     ) -> None:
-        with sqlite3.connect(own_catalogue / FILE) as database:
-            database.execute("DROP TABLE units")
-            database.execute("PRAGMA user_version = 2")
-        database.close()
+        made_older(own_catalogue, 2, "units")
         limits = answer_of("parents", "chat.safetensors", "--catalogue", own_catalogue)["limits"]
         assert any("have an identity code of another encoder" in limit for limit in limits)
         assert lineage("add", family.folder, "--catalogue", own_catalogue).code == cli.DONE
