@@ -13,8 +13,10 @@ read twice and come from the page cache. Memory is what a process of its own has
 looked at every 20 ms; looking takes .08 of a core at 500 MB, so the processes that are timed are
 not looked at. The machine was waited for until its load fell below 1.5; the load beside each row
 says whether it stayed so. `cpu_bytes_a_second` is what two idle cores would do: twice the bytes
-over the time of all cores. It
-writes benchmarks/results/streaming.json, and draws what a parameter costs beside it.
+over the time of all cores. `limit_bytes_a_second` is how fast two threads read such blocks, widen
+them and multiply them with 64 codes, and do nothing else, measured before and after each row:
+machines are not always equally fast. `share_of_limit` is what of it was reached, by `bytes_read`.
+It writes benchmarks/results/streaming.json, and draws what a parameter costs beside it.
 """
 
 import argparse
@@ -25,10 +27,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import psutil
 
 from benchmarks.machine import (
@@ -43,12 +47,15 @@ from benchmarks.machine import (
 from benchmarks.made import TransformerShape, bfloat16_file, large_transformer, transformer_onnx
 from embedder.coding import identity_code, units_of
 from embedder.opening import open_checkpoint
+from embedder.unit_codes import WIDTH
 
 Json = dict[str, Any]
 
 SEED = 13
 IDLE_LOAD = 1.5
 _LOOK_S = 0.02
+BLOCK = (256, 4096)
+"""Rows and columns of the blocks by which the limit is measured."""
 
 SHAPES = {
     "1e6": TransformerShape(128, 344, 4, 1000, 4),
@@ -67,6 +74,8 @@ TARGETS = {
 
 def code(model: Path) -> Json:
     """Code one model, and return how long it took."""
+    process = psutil.Process()
+    read = process.io_counters().read_chars
     start, cpu = time.perf_counter(), time.process_time()
     with open_checkpoint(model) as checkpoint:
         vector = identity_code(units_of(checkpoint)).vector
@@ -77,8 +86,31 @@ def code(model: Path) -> Json:
         "bytes": stored,
         "seconds": time.perf_counter() - start,
         "cpu_seconds": time.process_time() - cpu,
+        "bytes_read": process.io_counters().read_chars - read,
         "first": [round(float(number), 5) for number in vector[:4]],
     }
+
+
+def limit(values: Path) -> float:
+    """Return how many bytes a second two threads read, widen and multiply with 64 codes."""
+    rows, columns = BLOCK
+    codes = np.random.default_rng(SEED).normal(size=(columns, WIDTH)).astype(np.float32)
+    size = 2 * rows * columns
+    starts = range(0, values.stat().st_size - size + 1, size)
+
+    def work(first: int) -> None:
+        wide = np.empty(rows * columns, np.uint32)
+        with values.open("rb", buffering=0) as stream, np.errstate(all="ignore"):
+            for start in starts[first::2]:
+                stream.seek(start)
+                raw = np.frombuffer(stream.read(size), np.uint16)
+                np.left_shift(raw, 16, out=wide, dtype=np.uint32)
+                wide.view(np.float32).reshape(rows, columns) @ codes
+
+    start = time.perf_counter()
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(work, range(2)))
+    return len(starts) * size / (time.perf_counter() - start)
 
 
 def run(model: Path, before: Path, *, watched: bool = False) -> Json:
@@ -105,11 +137,14 @@ def run(model: Path, before: Path, *, watched: bool = False) -> Json:
     return {**found, "once": once["seconds"], "peak_private_mb": round(peak / 1e6)}
 
 
-def row_of(model: Path, warm: Path, *, wait: bool) -> Json:
+def row_of(model: Path, warm: Path, values: Path, *, wait: bool) -> Json:
     """Return the row of one model: memory in one run, then the median time of three others."""
     before = wait_until_idle(IDLE_LOAD) if wait else load()
     first = run(model, warm, watched=True)
-    runs = [run(model, warm) for _ in range(3)]
+    runs, limits = [], [limit(values)]
+    for _ in range(3):
+        runs.append(run(model, warm))
+        limits.append(limit(values))
     seconds = median(one["seconds"] for one in runs)
     parameters, size = first["parameters"], first["bytes"]
     return {
@@ -123,6 +158,9 @@ def row_of(model: Path, warm: Path, *, wait: bool) -> Json:
         "nanoseconds_a_parameter": round(1e9 * seconds / parameters, 2),
         "bytes_a_second": round(size / seconds),
         "cpu_bytes_a_second": round(2 * size / median(one["cpu_seconds"] for one in runs)),
+        "bytes_read": first["bytes_read"],
+        "limit_bytes_a_second": round(median(limits)),
+        "share_of_limit": round(first["bytes_read"] / seconds / median(limits), 2),
         "peak_private_mb": first["peak_private_mb"],
         "same_code_each_time": len({str(one["first"]) for one in (first, *runs)}) == 1,
     }
@@ -178,11 +216,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in [given.only] if given.only else shapes:
             if name in shapes:
                 model = transformer_onnx(folder / name, shapes[name], values)
-                rows[name] = row_of(model, warm, wait=not given.busy)
+                rows[name] = row_of(model, warm, values, wait=not given.busy)
                 print(name, rows[name], flush=True)
         if given.only in (None, "safetensors"):
             model = large_transformer(folder / "model.safetensors", SEED)
-            rows["safetensors"] = row_of(model, warm, wait=not given.busy)
+            rows["safetensors"] = row_of(model, warm, values, wait=not given.busy)
             print("safetensors", rows["safetensors"], flush=True)
     if given.only:
         return 0

@@ -49,9 +49,10 @@ _LEAST = 1e-3
 """Added to a deviation, so that candidates that show all the same show nothing."""
 
 _LOOKED_AT, _WEIGHT = 12, 100
-"""Of so many candidates that stand out most the margin is looked at too, and how much it weighs.
-On folds 6 and 7, with an encoder of folds 0 to 5, .985 of the bases at a drift of .6 to 1 come
-first and .864 at 1 to 2 (worst kinds .94 and .77); without margins .969 and .876 (.87 and .77)."""
+"""Of so many candidates that stand out most the margin is looked at too, and how much it weighs, up
+to `MARGIN`: above it tells kin from strangers, and not which of several kin is nearer. On folds 6
+and 7, with an encoder of folds 0 to 5, .981 of the bases at a drift of .6 to 1 come first and .864
+at 1 to 2 (worst kinds .90 and .77); with margins that count in full .977 and .864 (.90 and .77)."""
 
 _TURNS = {part: part for part in KERNEL_PARTS} | dict(
     zip(CHANNEL_PARTS, ("first read", "last reach"), strict=True)
@@ -284,14 +285,14 @@ def standing_out(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return how much each of some models stands out among them, and its margin, (others,) both.
 
-    Margins are those of the twelve that stand out most; they count in how much they do. Of others
-    the margin is 0.
+    Margins are those of the twelve that stand out most; up to `MARGIN` they count in how much they
+    do. Of others the margin is 0.
     """
     shown = evidence(np.array([agreement(query, other) for other in others]))
     margins = np.zeros(len(others))
     for place in np.argsort(-shown)[:_LOOKED_AT]:
         margins[place] = margin(query, others[place])
-    return shown + _WEIGHT * np.maximum(margins, 0), margins
+    return shown + _WEIGHT * np.clip(margins, 0, MARGIN), margins
 
 
 def _cosines(ours: Tokens, theirs: Tokens) -> NDArray[np.float32]:

@@ -9,7 +9,18 @@ from numpy.typing import NDArray
 from embedder.anchors import anchored
 from embedder.coding import shipped_coder
 from embedder.identity import Tokens, tokens_of
-from embedder.matching import FEWEST, MARGIN, MATCHED, margin, packed, turned, unpacked
+from embedder.matching import (
+    FEWEST,
+    MARGIN,
+    MATCHED,
+    agreement,
+    evidence,
+    margin,
+    packed,
+    standing_out,
+    turned,
+    unpacked,
+)
 from embedder.symmetry import disguised, rotated
 from embedder.zoo.designs import Config
 from embedder.zoo.nets import architecture_of, new_start
@@ -73,6 +84,22 @@ def test_too_few_units_show_nothing() -> None:
     config = replace(CONFIGS[0], kind="mlp", widths=(FEWEST - 1,), residual=False, norm="")
     units = units_of(network(config, 1), config)
     assert margin(units, units) == 0
+
+
+def test_margins_tell_kin_from_strangers_and_not_one_of_kin_from_another() -> None:
+    config = next(c for c in CONFIGS if c.kind == "mlp")
+    base, rng = network(config, 1), np.random.default_rng(3)
+    near, far = (
+        {n: w + drift * w.std() * rng.normal(size=w.shape) for n, w in base.items()}
+        for drift in (0.1, 0.4)
+    )
+    strangers = [network(config, seed) for seed in range(2, 8)]
+    query, *others = (units_of(weights, config) for weights in (base, near, far, *strangers))
+    scores, margins = standing_out(query, others)
+    added = scores - evidence(np.array([agreement(query, other) for other in others]))
+    assert margins[0] > 1.1 * margins[1] > 1.1 * MARGIN > 1.1 * margins[2:].max()
+    assert added[0] == pytest.approx(added[1])
+    assert added[1] > added[2:].max()
 
 
 def test_units_that_are_duplicates_show_nothing() -> None:
