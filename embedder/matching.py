@@ -281,18 +281,25 @@ def evidence(agreements: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def standing_out(
-    query: Mapping[str, Tokens], others: Sequence[Mapping[str, Tokens]]
+    query: Mapping[str, Tokens],
+    others: Sequence[Mapping[str, Tokens]],
+    cosines: NDArray[np.floating],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return how much each of some models stands out among them, and its margin, (others,) both.
 
     Margins are those of the twelve that stand out most; up to `MARGIN` they count in how much they
     do. Of others the margin is 0.
+
+    Args:
+        query: What `turned` returns for the model that is asked about.
+        others: The same of those it is compared with.
+        cosines: (others,) of the codes of models: they decide where units say nothing.
     """
     shown = evidence(np.array([agreement(query, other) for other in others]))
     margins = np.zeros(len(others))
     for place in np.argsort(-shown)[:_LOOKED_AT]:
         margins[place] = margin(query, others[place])
-    return shown + _WEIGHT * np.clip(margins, 0, MARGIN), margins
+    return shown + _WEIGHT * np.clip(margins, 0, MARGIN) + cosines, margins
 
 
 def _cosines(ours: Tokens, theirs: Tokens) -> NDArray[np.float32]:
@@ -319,6 +326,6 @@ def reranked(
     found = scores.copy()
     for place, query in enumerate(queries):
         best = np.argsort(-scores[place])[:count]
-        shown, _ = standing_out(query, [gallery[other] for other in best])
-        found[place, best] = 2 + shown + scores[place, best]
+        shown, _ = standing_out(query, [gallery[other] for other in best], scores[place, best])
+        found[place, best] = 2 + shown  # a cosine is at most 1
     return found

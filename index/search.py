@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from embedder.coding import current_encoders
 from embedder.fingerprint import Fingerprint
 from embedder.identity import IdentityCode
@@ -132,10 +134,13 @@ class ModelIndex:
         near = self._codes[code.encoder].nearest(code.vector, COUNT)
         nearest = {model: cosine for model, cosine in near if cosine > UNLIKE}
         known = self.catalogue.units(list(nearest)) if code.units else {}
-        shown, margins = standing_out(code.units, list(known.values())) if known else ((), ())
-        score = dict(zip(known, shown, strict=True))
-        margin = dict(zip(known, map(float, margins), strict=True))
-        best = sorted(nearest, key=lambda model: -(score.get(model, 0.0) + nearest[model]))
+        score, margin = dict(nearest), {}
+        if known:
+            cosines = np.array([nearest[model] for model in known])
+            shown, margins = standing_out(code.units, list(known.values()), cosines)
+            score |= zip(known, map(float, shown), strict=True)
+            margin = dict(zip(known, map(float, margins), strict=True))
+        best = sorted(nearest, key=lambda model: -score[model])
         found = {model: (nearest[model], margin.get(model, 0.0)) for model in best[:CODED]}
         return {model: told for model, told in found.items() if told[0] > ALIKE or told[1] > MARGIN}
 

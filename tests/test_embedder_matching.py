@@ -95,7 +95,7 @@ def test_margins_tell_kin_from_strangers_and_not_one_of_kin_from_another() -> No
     )
     strangers = [network(config, seed) for seed in range(2, 8)]
     query, *others = (units_of(weights, config) for weights in (base, near, far, *strangers))
-    scores, margins = standing_out(query, others)
+    scores, margins = standing_out(query, others, np.zeros(len(others)))
     added = scores - evidence(np.array([agreement(query, other) for other in others]))
     assert margins[0] > 1.1 * margins[1] > 1.1 * MARGIN > 1.1 * margins[2:].max()
     assert added[0] == pytest.approx(added[1])
