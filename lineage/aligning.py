@@ -45,6 +45,10 @@ RESCALED = 0.2
 """Standard deviation of the logarithm of scales from which units were rescaled: training to a drift
 of .3 leaves .12 in nineteen of twenty networks of the zoo, a random rescaling about .5."""
 
+_DEAD = 1e-6
+"""Length of a code, by the longest of its group, up to which a unit is cut off: what float32 rounds
+away of a sum."""
+
 LARGEST = 30_000_000
 """Values of a model that is aligned; more would take minutes and gigabytes."""
 
@@ -277,15 +281,21 @@ class Match:
         """Return what each unit, in its new place, is multiplied by.
 
         A scale makes what a unit reads longer and what it does shorter; their ratio tells it, and
-        training changes that little.
+        training changes that little. Of a unit that was cut off on one side the other tells it.
         """
         if self.even:
             return self.signs
-        balance = self.ours.read / np.maximum(self.ours.reach, 1e-300)
-        theirs = self.theirs.read / np.maximum(self.theirs.reach, 1e-300)
-        ratio = balance / np.maximum(theirs[self.order], 1e-300)
-        usable = np.isfinite(ratio) & (ratio > 0)
-        return np.sqrt(np.where(usable, ratio, 1.0))
+        theirs = self.theirs.read[self.order], self.theirs.reach[self.order]
+        sides = (self.ours.read, theirs[0]), (theirs[1], self.ours.reach)
+        told = np.array([_alive(one) & _alive(other) for one, other in sides])
+        longer, shorter = (np.where(told, side, 1.0) for side in zip(*sides, strict=True))
+        logs = np.log(longer) - np.log(shorter)
+        return np.asarray(np.exp(logs.sum(axis=0) / np.maximum(told.sum(axis=0), 1)))
+
+
+def _alive(lengths: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return which units read, or do, anything that is more than noise of rounding."""
+    return np.asarray(lengths > _DEAD * lengths.max(initial=0))
 
 
 def _partners(cosines: Values) -> NDArray[np.intp]:

@@ -101,6 +101,20 @@ class TestCompare:
         assert answer["relation"] == Relation.FINE_TUNE
         assert {"reorder", "rescale"} <= set(answer["operations"])
 
+    @pytest.mark.parametrize("other_first", [False, True])
+    def test_units_that_were_cut_off_on_one_side_have_no_scale(
+        self, folder: Path, other_first: bool
+    ) -> None:
+        pruned = trained(network(0), 0.02)
+        pruned["2.weight"][:, :5] = 0  # nobody hears these
+        pruned["0.weight"][5:10], pruned["0.bias"][5:10] = 0, 0  # and these hear nothing
+        save_file(disguised(pruned), folder / "pruned.safetensors")
+        pair = folder / "base.safetensors", folder / "pruned.safetensors"
+        answer = lineage("compare", *pair[:: -1 if other_first else 1], "--json").answer
+        assert answer["relation"] == Relation.CANNOT_SAY
+        assert answer["agreement"] > 0.9
+        assert answer["distance"] == pytest.approx(0.33, abs=0.06)
+
     def test_a_stranger_stays_one(self, folder: Path) -> None:
         answer = answer_of("compare", folder / "base.safetensors", folder / "stranger.safetensors")
         assert answer["relation"] == Relation.UNRELATED
