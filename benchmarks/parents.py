@@ -1,13 +1,15 @@
 """What `parents` says of disguised networks in a catalogue of all bases of a zoo.
 
-    python -m benchmarks.parents ZOO        about fifteen minutes on two cores, 0.4 GB of disk
+    python -m benchmarks.parents ZOO        about twenty minutes on two cores, 0.4 GB of disk
 
 Every base is a bare safetensors file in one catalogue. Asked about are children and copies of
 recipes that the encoder has not seen, so many of each kind of network and each range of drift as
-there are, 25 at most, each written with its units in another order, scaled and flipped. For each is
-told whether its base is a candidate by its code, whether it is the first of these, whether the
-answer lists it, or names it as undecided, and whom else. Another base of the same random start is
-no relative; it is told apart, for its weights can be as near. It writes
+there are, 25 at most, each written with its units in another order, scaled and flipped. They are
+asked about twice: before the bases of such recipes are catalogued, so that whoever is named is no
+kin (`without_kin`), and after. For each is told whether its base is a candidate by its code,
+whether it is the first of these, whether the answer lists it, or names it as undecided (because its
+units are partners, or stand out from all others), and whom else. Another base of the same random
+start is no relative; it is told apart, for its weights can be as near. It writes
 benchmarks/results/parents.json.
 """
 
@@ -50,10 +52,12 @@ class Answer:
         candidate: Whether its base is a candidate by its code.
         first: Whether it is the first of these.
         listed: Whether it is among the parents, or the children.
-        named: Whether it is named as undecided.
-        others_named: Other bases that are named so.
+        partner: Whether it is named as undecided because its units are partners.
+        ahead: Whether it is named because they stand out.
         others_listed: Other bases that are called kin.
-        same_start: Those of them that share the random start of its base.
+        others_partners: Other bases that are named as partners.
+        others_ahead: Other bases that are named because they stand out.
+        same_start: Those of these three that share the random start of its base.
         seconds: For the answer, from the file.
     """
 
@@ -62,9 +66,11 @@ class Answer:
     candidate: bool
     first: bool
     listed: bool
-    named: bool
-    others_named: int
+    partner: bool
+    ahead: bool
     others_listed: int
+    others_partners: int
+    others_ahead: int
     same_start: int
     seconds: float
 
@@ -97,42 +103,56 @@ def ask(engine: LineageEngine, path: Path, right: str, same_start: set[str]) -> 
     found = find_relatives(model, known)
     seconds = time.perf_counter() - start
     coded = [c for c in known.candidates(model.fingerprint, model.code) if c.alike > 0]
-    coded.sort(key=lambda candidate: -candidate.margin)
+    coded.sort(key=lambda candidate: (-candidate.ahead, -candidate.margin))
     names = [known.candidate(candidate).name for candidate in coded]
     listed = {comparison.first.name for comparison in found.parents()}
-    listed |= {comparison.second.name for comparison in found.children()}
-    named = {name for name in names for limit in found.limits if f"{name}" in limit}
+    listed |= {comparison.second.name for comparison in found.children()} - {str(path)}
+    partners, ahead = (
+        {name for name in names for limit in found.limits if said in limit and name in limit}
+        for said in ("find partners", "pair off far better")
+    )
     return {
         "candidate": right in names,
         "first": names[:1] == [right],
         "listed": right in listed,
-        "named": right in named,
-        "others_named": len(named - {right}),
-        "others_listed": len(listed - {right, str(path)}),
-        "same_start": len((named | listed) & same_start),
+        "partner": right in partners,
+        "ahead": right in ahead,
+        "others_listed": len(listed - {right}),
+        "others_partners": len(partners - {right}),
+        "others_ahead": len(ahead - {right}),
+        "same_start": len((listed | partners | ahead) & same_start),
         "seconds": seconds,
     }
 
 
-def answers(zoo: Zoo, task: Task, folder: Path) -> Iterator[Answer]:
-    """Make the catalogue, and yield what is said of each query."""
-    bases = folder / "bases"
-    bases.mkdir()
+def answers(zoo: Zoo, task: Task, folder: Path) -> Iterator[list[Answer]]:
+    """Make the catalogue in two steps, and yield after each what is said of all queries."""
     # The longest name is as long as the shortest, so that none is part of another.
     names = [f"{place:06}.safetensors" for place in range(len(task.gallery))]
-    for name, base in zip(names, task.gallery, strict=True):
-        write(zoo, base, bases / name)
-    shared = shares_start(task)
+    shared, split = shares_start(task), Split()
     with LineageEngine(str(folder / "catalogue"), create=True) as engine:
-        added = engine.add([bases])
-        print(f"{len(added.added):,} models are catalogued", flush=True)
-        for place, low in chosen(task):
-            path = folder / "query.safetensors"
-            write(zoo, task.queries[place], path, disguise=place)
-            right = names[task.right[place]]
-            same = {names[other] for other in np.flatnonzero(shared[place])}
-            kind = task.queries[place].row["kind"]
-            yield Answer(kind, low, **ask(engine, path, right, same))
+        for unseen in (False, True):
+            bases = folder / f"bases-{unseen}"
+            bases.mkdir()
+            for name, base in zip(names, task.gallery, strict=True):
+                if split.trains(base.row) is not unseen:
+                    write(zoo, base, bases / name)
+            added = engine.add([bases])
+            print(f"{len(added.added):,} models are added", flush=True)
+            found = []
+            for place, low in chosen(task):
+                path = folder / "query.safetensors"
+                write(zoo, task.queries[place], path, disguise=place)
+                right = names[task.right[place]]
+                same = {names[other] for other in np.flatnonzero(shared[place])}
+                kind = task.queries[place].row["kind"]
+                found.append(Answer(kind, low, **ask(engine, path, right, same)))
+            yield found
+
+
+def said(answer: Answer) -> bool:
+    """Say whether the base of a query is called kin or named as undecided."""
+    return answer.listed or answer.partner or answer.ahead
 
 
 def told(found: Sequence[Answer]) -> list[Json]:
@@ -142,12 +162,14 @@ def told(found: Sequence[Answer]) -> list[Json]:
         for low, high in pairwise(BINS):
             some = [a for a in found if a.low == low and kind in (a.kind, "all")]
             if some:
-                shares = ("candidate", "first", "listed", "named")
-                sums = ("others_named", "others_listed", "same_start")
+                shares = ("candidate", "first", "listed", "partner", "ahead")
+                sums = ("others_listed", "others_partners", "others_ahead", "same_start")
                 rows.append(
                     {"group": kind, "drift": [low, high], "queries": len(some)}
                     | {n: round(float(np.mean([getattr(a, n) for a in some])), 4) for n in shares}
+                    | {"said": round(float(np.mean([said(a) for a in some])), 4)}
                     | {name: sum(getattr(a, name) for a in some) for name in sums}
+                    | {"with_others_ahead": sum(a.others_ahead > 0 for a in some)}
                 )
     return rows
 
@@ -163,17 +185,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     relatives = relatives_of(zoo, lambda row: row["role"] == "base" or not split.trains(row))
     task = task_of(relatives, [not split.trains(relative.row) for relative in relatives])
     with tempfile.TemporaryDirectory(prefix="lineage-parents-") as made:
-        found = list(answers(zoo, task, Path(made)))
+        without, found = list(answers(zoo, task, Path(made)))
     rows = told(found)
-    result = {
+    result: Json = {
         "seed": SEED,
         "encoder": shipped_coder().version,
         "catalogued": len(task.gallery),
         "load": load(),
         "seconds": spread([answer.seconds for answer in found]),
         "told": rows,
+        "without_kin": told(without),
     }
-    for row in rows:
+    for row in (*result["without_kin"], *rows):
         print(row)
     print("written to", write_result("parents", result))
     return 0

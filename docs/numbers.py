@@ -175,26 +175,33 @@ def _crossed(methods: Mapping[str, list[dict[str, Any]]]) -> list[tuple[str, ...
 def parents() -> str:
     """Return what the README says of `parents` and disguised networks."""
     found = json.loads((RESULTS / "parents.json").read_text(encoding="utf-8"))
-    bins: dict[tuple[float, float], dict[str, Any]] = {}
-    worst: dict[tuple[float, float], str] = {}
+    bins = {tuple(row["drift"]): row for row in found["told"] if row["group"] == "all"}
+    alone = {tuple(row["drift"]): row for row in found["without_kin"] if row["group"] == "all"}
+    worst: dict[tuple[float, ...], str] = {}
     for row in found["told"]:
-        span = (row["drift"][0], row["drift"][1])
-        told = row["listed"] + row["named"]
-        if row["group"] == "all":
-            bins[span] = row
-        else:
-            worst[span] = min(worst.get(span, "2"), f"{told:.2f} {row['group']}")
+        span = tuple(row["drift"])
+        if row["group"] != "all":
+            worst[span] = min(worst.get(span, "2"), f"{row['said']:.2f} {row['group']}")
+
+    def shares(name: str) -> tuple[str, ...]:
+        return tuple(f"{row[name]:.2f}" for row in bins.values())
+
+    def others(rows: Mapping[tuple[float, ...], dict[str, Any]]) -> tuple[str, ...]:
+        names = ("others_listed", "others_partners", "with_others_ahead")
+        return tuple("; ".join(str(rows[span][name]) for name in names) for span in bins)
+
     rows = [
         ("queries", *(str(row["queries"]) for row in bins.values())),
-        ("its base is the first by its units", *(f"{r['first']:.2f}" for r in bins.values())),
-        ("… is called kin", *(f"{r['listed']:.2f}" for r in bins.values())),
-        ("… is named as undecided", *(f"{r['named']:.2f}" for r in bins.values())),
-        ("called kin or named; worst kind", *(worst[span] for span in bins)),
-        (
-            "others called kin; named",
-            *(f"{r['others_listed']}; {r['others_named']}" for r in bins.values()),
-        ),
+        ("its base is the first by its units", *shares("first")),
+        ("… is called kin", *shares("listed")),
+        ("… is named, for units are partners", *shares("partner")),
+        ("… is named, for they stand out", *shares("ahead")),
+        ("any of these", *shares("said")),
+        ("… in the worst kind", *(worst[span] for span in bins)),
+        ("others called kin; named as partners; because they stand out", *others(bins)),
         ("… of one start with the base", *(str(r["same_start"]) for r in bins.values())),
+        ("the same where no base of such recipes is catalogued", *others(alone)),
+        ("… of one start with the base", *(str(alone[s]["same_start"]) for s in bins)),
     ]
     words = (
         f"Disguised networks, equally many of each kind as far as there are, and "

@@ -154,6 +154,11 @@ def unpacked(body: bytes) -> dict[str, Tokens]:
     return found
 
 
+def counts_of(units: Mapping[str, Tokens]) -> tuple[int, ...]:
+    """Return how many units of each part of `MATCHED` a catalogue keeps of a model."""
+    return tuple(min(len(units[part].even), KEPT) for part in MATCHED)
+
+
 def agreement(first: Mapping[str, Tokens], second: Mapping[str, Tokens]) -> NDArray[np.float64]:
     """Return how well the units of two models pair off in each part, (8,).
 

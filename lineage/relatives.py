@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from embedder.matching import MARGIN
-from index.search import Candidate
+from index.search import AHEAD, Candidate
 from lineage.comparison import Comparison, compare_models, reversed_comparison
 from lineage.direction import BACKWARD, FORWARD
 from lineage.known import Known
@@ -75,7 +75,10 @@ def find_relatives(model: Model, known: Known, *, exact: bool = True) -> Relativ
     own = model.entry.id if model.entry else 0
     candidates = [c for c in known.candidates(model.fingerprint, model.code) if c.model != own]
     searched = known.size - (1 if own else 0)
-    found, partners, alike = [], [], []
+    found: list[Comparison] = []
+    partners: list[str] = []
+    ahead: list[str] = []
+    alike: list[str] = []
     for place, candidate in enumerate(candidates):
         comparison = _compared(
             model, candidate, known, exact=exact and place < EXACT_FIRST, searched=searched
@@ -84,27 +87,37 @@ def find_relatives(model: Model, known: Known, *, exact: bool = True) -> Relativ
             found.append(comparison)
         elif candidate.margin > MARGIN:
             partners.append(comparison.first.name)
+        elif candidate.ahead > AHEAD:
+            ahead.append(comparison.first.name)
         elif (
             comparison.relation is Relation.CANNOT_SAY and candidate.alike and not candidate.margin
         ):
             alike.append(comparison.first.name)  # where units are known, they say more than codes
     found.sort(key=nearest_first)
     return Relatives(
-        model, searched, tuple(found), (*known.limits(), *_not_decided(partners, alike))
+        model, searched, tuple(found), (*known.limits(), *_not_decided(partners, ahead, alike))
     )
 
 
-def _not_decided(partners: Sequence[str], alike: Sequence[str]) -> Iterator[str]:
+def _not_decided(
+    partners: Sequence[str], ahead: Sequence[str], alike: Sequence[str]
+) -> Iterator[str]:
     """Yield what is to be said of models that may be kin, though it was not decided.
 
     Args:
         partners: Names of those whose units are partners of the model's.
+        ahead: Names of those whose units pair off far better than those of all others.
         alike: Names of those whose codes are alike, and no more.
     """
     if partners:
         yield (
             "hidden units find partners as those of relatives do, or of models of one random "
             f"start, and kinship is not decided: {', '.join(partners)}"
+        )
+    if ahead:
+        yield (
+            "hidden units pair off far better than those of any other near model, which is a lead "
+            f"and no evidence; kinship is not decided: {', '.join(ahead)}"
         )
     if alike:
         yield f"identity codes are alike, and kinship is not decided: {', '.join(alike)}"

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from embedder.checkpoint import Checkpoint, tensor_of
 from embedder.fingerprint import Fingerprint, take_fingerprint
-from embedder.identity import STREAMS, IdentityCode, Tokens
+from embedder.identity import STREAMS, IdentityCode, Tokens, unit_rows
 from embedder.matching import MATCHED
 from index.catalogue import Entry, open_catalogue
 
@@ -66,6 +66,24 @@ def units_of(seed: int) -> dict[str, Tokens]:
         for part, rows in zip(MATCHED, codes, strict=True)
     }
     return {**found, STREAMS: Tokens(np.zeros((0, 4096), np.float32), np.zeros(0, bool))}
+
+
+def units_like(units: Mapping[str, Tokens], noise: float, seed: int) -> dict[str, Tokens]:
+    """Return units that lie near others, in another order."""
+    rng = np.random.default_rng(seed)
+    found = {}
+    for part, tokens in units.items():
+        codes = tokens.codes + noise * rng.normal(size=tokens.codes.shape) / 8
+        order = rng.permutation(len(codes))
+        found[part] = Tokens(unit_rows(codes[order]).astype(np.float32), tokens.even[order])
+    return found
+
+
+def near_code(seed: int, units: Mapping[str, Tokens]) -> IdentityCode:
+    """Return a code that has a cosine of about .4 with all others of its kind."""
+    vector = np.random.default_rng([seed, 9]).normal(size=256)
+    vector[0] = 12
+    return IdentityCode("one", (vector / np.linalg.norm(vector)).astype(np.float32), units)
 
 
 def main() -> None:

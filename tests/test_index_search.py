@@ -1,17 +1,27 @@
 """Candidates: everything that shares a tensor or lies above the noise, the likeliest first."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from catalogue_writer import Weights, entry_for, printed, weights_of
+from catalogue_writer import (
+    Weights,
+    entry_for,
+    near_code,
+    printed,
+    units_like,
+    units_of,
+    weights_of,
+)
+from embedder.identity import Tokens
+from embedder.matching import MARGIN
 from embedder.vector import DIMENSION
 from index.catalogue import Catalogue, open_catalogue
-from index.search import ALWAYS, NOISE, Candidate, ModelIndex
+from index.search import AHEAD, ALWAYS, AMONG, NOISE, Candidate, ModelIndex
 
 RNG = np.random.default_rng(0)
 
@@ -176,3 +186,42 @@ def test_a_family_of_thousands_costs_no_more_than_its_size() -> None:
     assert len(found) == count
     # .03 s; looking each one up in a list of those that were kept took 3 s.
     assert time.perf_counter() - start < 1
+
+
+class TestUnitsThatStandOut:
+    """Of models whose codes are all as near, one has units that are far nearer than all others'."""
+
+    FAR = 3.0
+    """Noise at which units find partners, and no margin tells them from a stranger's."""
+
+    def ahead_for(self, folder: Path, query: Mapping[str, Tokens], count: int) -> dict[str, float]:
+        """Return how far each candidate is ahead among some strangers, a base and its child."""
+        with open_catalogue(str(folder / f"of{count}"), create=True) as opened:
+            units = {f"s{seed}": units_of(seed) for seed in range(count)}
+            units |= {"base": units_of(1000), "child": units_like(units_of(1000), 0.2, 1)}
+            for place, (name, known) in enumerate(units.items()):
+                fingerprint = printed(large(place))
+                opened.add(entry_for(name, fingerprint), fingerprint, near_code(place, known))
+            asked = ModelIndex(opened).candidates(printed(large(5000)), near_code(5000, query))
+            names = [entry.name for entry in opened.by_id([one.model for one in asked])]
+            assert max(one.margin for one in asked) < MARGIN
+            return {n: one.ahead for n, one in zip(names, asked, strict=True) if one.ahead}
+
+    def test_the_base_and_its_kin_are_ahead_of_all_strangers(self, tmp_path: Path) -> None:
+        query = units_like(units_of(1000), self.FAR, 2)
+        found = self.ahead_for(tmp_path, query, 2 * AMONG)
+        assert set(found) == {"base", "child"}
+        assert min(found.values()) > AHEAD
+
+    def test_nothing_is_where_kin_is_not_there(self, tmp_path: Path) -> None:
+        query = units_like(units_of(2000), self.FAR, 2)
+        assert self.ahead_for(tmp_path, query, 2 * AMONG) == {}
+
+    def test_among_few_nothing_is(self, tmp_path: Path) -> None:
+        query = units_like(units_of(1000), self.FAR, 2)
+        assert self.ahead_for(tmp_path, query, AMONG - 3) == {}
+
+    def test_among_models_of_another_shape_nothing_is(self, tmp_path: Path) -> None:
+        query = units_like(units_of(1000), self.FAR, 2)
+        query["deep read"] = Tokens(query["deep read"].codes[1:], query["deep read"].even[1:])
+        assert self.ahead_for(tmp_path, query, 2 * AMONG) == {}
