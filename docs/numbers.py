@@ -68,6 +68,11 @@ def as_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join(written) + "\n"
 
 
+def share_of(value: float) -> str:
+    """Return a share with three decimals, and with four if it would look whole and is not."""
+    return f"{value:.3f}" if value == 1 or round(value, 3) < 1 else f"{value:.4f}"
+
+
 def speeds() -> str:
     """Return what the README says of the last timings."""
     found = json.loads((RESULTS / "speed.json").read_text(encoding="utf-8"))
@@ -135,8 +140,8 @@ def _matched(cells: list[dict[str, Any]]) -> list[tuple[str, ...]]:
         for told in bins.values()
     ]
     return [
-        ("encoder, matched; other starts", *(f"{share:.3f}" for share in apart)),
-        ("encoder, matched; worst kind", *(f"{c['first']:.3f} {c['group']}" for c in worst)),
+        ("encoder, matched; other starts", *(share_of(share) for share in apart)),
+        ("encoder, matched; worst kind", *(f"{share_of(c['first'])} {c['group']}" for c in worst)),
     ]
 
 
@@ -146,7 +151,7 @@ def encoder() -> str:
     zoo, rows = found["zoo"], []
     for method, told in found["methods"].items():
         cells = {tuple(cell["drift"]): cell for cell in told["cells"] if cell["group"] == "all"}
-        rows.append((method, *(f"{cell['first']:.3f}" for cell in cells.values())))
+        rows.append((method, *(share_of(cell["first"]) for cell in cells.values())))
         if method == "encoder, matched":
             rows += _matched(told["cells"])
         counts = [f"{cell['queries']:,}" for cell in cells.values()]
@@ -167,7 +172,7 @@ def _crossed(methods: Mapping[str, list[dict[str, Any]]]) -> list[tuple[str, ...
     every = [cell for cell in cells if cell["group"] == "all"]
     return [
         ("**all recipes**: queries", *(f"{cell['queries']:,}" for cell in every)),
-        ("encoder, matched", *(f"{cell['first']:.3f}" for cell in every)),
+        ("encoder, matched", *(share_of(cell["first"]) for cell in every)),
         *_matched(cells),
     ]
 
@@ -200,7 +205,7 @@ def parents() -> str:
         ("… in the worst kind", *(worst[span] for span in bins)),
         ("others called kin; named as partners; because they stand out", *others(bins)),
         ("… of one start with the base", *(str(r["same_start"]) for r in bins.values())),
-        ("the same where no base of such recipes is catalogued", *others(alone)),
+        ("these three where the base is not catalogued", *others(alone)),
         ("… of one start with the base", *(str(alone[s]["same_start"]) for s in bins)),
     ]
     words = (
@@ -247,7 +252,7 @@ def _functional() -> str:
     """Return what neural functionals find, and the encoder of the same queries."""
     found = json.loads((RESULTS / "functional.json").read_text(encoding="utf-8"))
     theirs, ours = (
-        ", ".join(f"{row['first']:.3f}" for row in found[name]) for name in ("nfn", "encoder")
+        ", ".join(share_of(row["first"]) for row in found[name]) for name in ("nfn", "encoder")
     )
     return (
         "Of the perceptrons among them, neural functionals (`nfn`), trained for each design and\n"
@@ -344,8 +349,8 @@ def million() -> str:
     for count, words in (("100", "the 100 nearest"), ("1000", "the 1,000 nearest")):
         told = [size["nearest"][count] for size in sizes]
         rows += [
-            (f"relatives among {words}", *(f"{one['found']:.3f}" for one in told)),
-            ("… by exact search", *(f"{one['found_by_exact_search']:.3f}" for one in told)),
+            (f"relatives among {words}", *(share_of(one["found"]) for one in told)),
+            ("… by exact search", *(share_of(one["found_by_exact_search"]) for one in told)),
             ("… processor, clock", *(taken(one) for one in told)),
             (
                 "… the same among 1 %",

@@ -1,6 +1,6 @@
 """Which catalogued models may be related to one: candidates, for the evidence to judge."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from itertools import takewhile
 
@@ -23,8 +23,8 @@ ALWAYS = 12
 
 
 CODED = 6
-"""So many models are candidates for their identity codes: of the hundred nearest those whose units
-pair off best with the query's."""
+"""So many models are candidates for their identity codes alone: of the hundred nearest those whose
+units pair off best with the query's."""
 
 UNLIKE = 0.2
 """Cosine of identity codes up to which no partners are looked for among units, which takes a
@@ -108,7 +108,8 @@ class ModelIndex:
         near = dict(vectors.nearest(fingerprint.vector, ALWAYS))
         if near and min(near.values()) > NOISE:
             near = dict(vectors.above(fingerprint.vector, NOISE))
-        alike = self._alike(code)
+        sketched = {model for model, cosine in near.items() if cosine > NOISE} | shared.keys()
+        alike = self._alike(code, sketched)
         found = [
             replace(
                 alike.get(model, Candidate(model)),
@@ -141,20 +142,18 @@ class ModelIndex:
             self._outdated = sum(n for encoder, n in known.items() if encoder not in current)
         return self._outdated
 
-    def _alike(self, code: IdentityCode | None) -> dict[int, Candidate]:
+    def _alike(self, code: IdentityCode | None, sketched: Collection[int]) -> dict[int, Candidate]:
         """Return models with near identity codes as candidates.
 
         A model counts if its code is alike, or its units are partners of the query's or stand out.
+
+        Args:
+            code: Of the model that is asked about.
+            sketched: Models that are candidates for their tensors; they take no other's place.
         """
         if code is None:
             return {}
-        self._current_vectors()
-        if code.encoder not in self._codes:
-            self._codes[code.encoder] = vector_index(
-                *self.catalogue.codes(code.encoder), exact=False
-            )
-        near = self._codes[code.encoder].nearest(code.vector, COUNT)
-        nearest = {model: cosine for model, cosine in near if cosine > UNLIKE}
+        nearest = self._near_codes(code)
         known = self.catalogue.units(list(nearest)) if code.units else {}
         score, margin_of = dict(nearest), dict.fromkeys(nearest, 0.0)
         if known:
@@ -165,13 +164,25 @@ class ModelIndex:
         best = sorted(nearest, key=lambda model: -score[model])
         ranked = {model: score[model] for model in best if model in known}
         ahead = _ahead(ranked, known, code.units)
+        chosen = {*sketched, *[model for model in best if model not in sketched][:CODED]}
         found = [
             Candidate(
                 model, alike=nearest[model], margin=margin_of[model], ahead=ahead.get(model, 0)
             )
-            for model in best[:CODED]
+            for model in best
+            if model in chosen
         ]
         return {c.model: c for c in found if c.alike > ALIKE or c.told_by_units}
+
+    def _near_codes(self, code: IdentityCode) -> dict[int, float]:
+        """Return the cosines of the models whose units may be compared."""
+        self._current_vectors()
+        if code.encoder not in self._codes:
+            self._codes[code.encoder] = vector_index(
+                *self.catalogue.codes(code.encoder), exact=False
+            )
+        near = self._codes[code.encoder].nearest(code.vector, COUNT)
+        return {model: cosine for model, cosine in near if cosine > UNLIKE}
 
     def _current_vectors(self) -> VectorIndex:
         generation = self.catalogue.generation()

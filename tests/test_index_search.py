@@ -21,7 +21,7 @@ from embedder.identity import Tokens
 from embedder.matching import MARGIN
 from embedder.vector import DIMENSION
 from index.catalogue import Catalogue, open_catalogue
-from index.search import AHEAD, ALWAYS, AMONG, NOISE, Candidate, ModelIndex
+from index.search import AHEAD, ALIKE, ALWAYS, AMONG, CODED, NOISE, Candidate, ModelIndex
 
 RNG = np.random.default_rng(0)
 
@@ -156,6 +156,23 @@ class TestChanges:
         keep(catalogue, "flat", {"x": np.ones((5, 6), np.float32)})
         found = found_for(catalogue, {"x": np.ones((5, 6), np.float32)})
         assert all(candidate.shared == 0 for candidate in found.values())
+
+
+def test_kin_in_place_takes_no_room_from_one_that_was_reordered(tmp_path: Path) -> None:
+    base, units = large(0), units_of(0)
+    with open_catalogue(str(tmp_path / "c"), create=True) as opened:
+        for place in range(2 * CODED):
+            child = {name: w + 0.01 * (place + 1) for name, w in base.items()}
+            fingerprint = printed(child)
+            code = near_code(1, units_like(units, 0.1, place))
+            opened.add(entry_for(f"child{place}", fingerprint), fingerprint, code)
+        fingerprint = printed(large(99))
+        code = near_code(1, units_like(units, 0.5, 99))
+        number = opened.add(entry_for("reordered", fingerprint), fingerprint, code).id
+        found = ModelIndex(opened).candidates(printed(base), near_code(1, units))
+    assert len(found) == 2 * CODED + 1
+    (other,) = [candidate for candidate in found if candidate.model == number]
+    assert other.cosine < NOISE < ALIKE < other.alike
 
 
 class Crowd:
