@@ -12,11 +12,12 @@ models is not counted; how long that takes is `once`. Bytes of a model count onc
 read twice and come from the page cache. Memory is what a process of its own has for itself (USS),
 looked at every 20 ms; looking takes .08 of a core at 500 MB, so the processes that are timed are
 not looked at. The machine was waited for until its load fell below 1.5; the load beside each row
-says whether it stayed so. `cpu_bytes_a_second` is what two idle cores would do: twice the bytes
-over the time of all cores. `limit_bytes_a_second` is how fast two threads read such blocks, widen
-them and multiply them with 64 codes, and do nothing else, measured before and after each row:
-machines are not always equally fast. `share_of_limit` is what of it was reached, by `bytes_read`.
-It writes benchmarks/results/streaming.json, and draws what a parameter costs beside it.
+says whether it stayed so.
+
+`limit_bytes_a_second` is how fast two threads read such blocks, widen them and multiply them with
+64 codes, and do nothing else, measured between the runs: machines are not always equally fast.
+`share_of_limit` is what of it was reached, by `bytes_read`. It writes
+benchmarks/results/streaming.json, and draws what a parameter costs beside it.
 """
 
 import argparse
@@ -157,7 +158,6 @@ def row_of(model: Path, warm: Path, values: Path, *, wait: bool) -> Json:
         "cpu_seconds": round(median(one["cpu_seconds"] for one in runs), 2),
         "nanoseconds_a_parameter": round(1e9 * seconds / parameters, 2),
         "bytes_a_second": round(size / seconds),
-        "cpu_bytes_a_second": round(2 * size / median(one["cpu_seconds"] for one in runs)),
         "bytes_read": first["bytes_read"],
         "limit_bytes_a_second": round(median(limits)),
         "share_of_limit": round(first["bytes_read"] / seconds / median(limits), 2),
