@@ -26,7 +26,7 @@ from embedder.checkpoint import Checkpoint, Tensor, tensor_of
 from embedder.coding import Described, described, shipped_coder
 from embedder.errors import ArchitectureError
 from embedder.identity import is_hidden, tokens_of, unit_rows
-from embedder.matching import margin, standing_apart, turned
+from embedder.matching import margin_of_kin, standing_apart, turned
 from embedder.symmetry import multiplied, reordered
 from embedder.units import Gauge
 from lineage.chance import Chance
@@ -123,9 +123,12 @@ def insides_of(checkpoint: Checkpoint) -> Described | None:
 
 
 def margin_between(ours: Described, theirs: Described) -> float:
-    """Return how much nearer units of two models are to their partners than to any others."""
+    """Return how much nearer units of two models are to their partners than to any others.
+
+    It is 0 where that does not tell them from strangers.
+    """
     coder = shipped_coder()
-    return margin(*(turned(tokens_of(side.units), coder) for side in (ours, theirs)))
+    return margin_of_kin(*(turned(tokens_of(side.units), coder) for side in (ours, theirs)))
 
 
 def align(

@@ -6,12 +6,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache
 
-from embedder import matching
 from embedder.checkpoint import Checkpoint
 from embedder.coding import Described
 from embedder.errors import CheckpointError
 from embedder.fingerprint import take_fingerprint
-from embedder.matching import MARGIN
+from embedder.matching import margin_of_kin
 from embedder.opening import open_checkpoint
 from index.search import UNLIKE
 from lineage.aligning import Alignment, after_pairing, align, insides_of, margin_between
@@ -115,7 +114,7 @@ def _by_partners(
             insides = cache(lambda m: insides_of(opened(m)))
             taken = known.described if known is not None else insides
             margin = _margin_of(first, second, taken)
-            if margin <= MARGIN:
+            if not margin:
                 return measured, verdict
             found = _aligned(first, second, margin, opened, taken)
     except (CheckpointError, OSError):
@@ -126,11 +125,11 @@ def _by_partners(
 
 
 def _margin_of(first: Model, second: Model, taken: Callable[[Model], Described | None]) -> float:
-    """Return the margin of two models' units, from the catalogue if they are there, or 0."""
+    """Return the margin of two models, from the catalogue if it is there; 0 if it says nothing."""
     one, other = first.code, second.code
     if one is not None and other is not None and one.encoder == other.encoder:
         told = one.units and other.units and float(one.vector @ other.vector) > UNLIKE
-        return matching.margin(one.units, other.units) if told else 0.0
+        return margin_of_kin(one.units, other.units) if told else 0.0
     # A catalogued model without a code is one whose architecture is not known.
     unknown = any(model.entry and model.code is None for model in (first, second))
     if unknown or not may_be_read(first, second):

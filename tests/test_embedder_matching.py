@@ -16,6 +16,7 @@ from embedder.matching import (
     agreement,
     evidence,
     margin,
+    margin_of_kin,
     packed,
     standing_out,
     turned,
@@ -60,6 +61,7 @@ class TestEveryDesign:
     def test_another_start_has_none(self, config: Config) -> None:
         one, other = (units_of(network(config, seed), config) for seed in (1, 2))
         assert margin(one, other) < MARGIN / 2
+        assert margin_of_kin(one, other) == 0
 
     def test_it_is_the_same_from_both_sides_and_from_a_catalogue(self, config: Config) -> None:
         base = network(config, 1)
@@ -71,6 +73,7 @@ class TestEveryDesign:
         # A catalogue may keep two units in three of these.
         assert margin(unpacked(packed(one)), other) == pytest.approx(found, abs=0.1)
         assert MARGIN < found < 1
+        assert margin_of_kin(one, other) == found
 
 
 def test_a_rotated_stream_leaves_the_hidden_units_their_partners() -> None:

@@ -64,3 +64,8 @@ def test_questions_about_safetensors_files_load_no_other_formats_libraries(
     needed = {"scipy"} if command in ("parents", "tree") else set()
     assert packages(found) & HEAVY <= needed
     assert "rich.progress" not in found
+
+
+def test_most_strangers_are_told_without_pairing_their_units(family: Family) -> None:
+    strangers = family.file("base-a"), family.file("twin-b")
+    assert not packages(running("compare", *map(str, strangers))) & HEAVY
