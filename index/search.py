@@ -61,7 +61,7 @@ class Candidate:
             that route did not find it, or it has no units (`embedder.matching.margin`).
         ahead: How much further its units stand out, among `AMONG` models of the query's shape or
             more, than those of the next that is no kin of it (`embedder.matching.standing_out`);
-            0 for all but the first and its kin right behind it.
+            0 for all but the first that is no partner, and its kin right behind it.
     """
 
     model: int
@@ -162,7 +162,8 @@ class ModelIndex:
             score |= zip(known, map(float, shown), strict=True)
             margin_of |= zip(known, map(float, margins), strict=True)
         best = sorted(nearest, key=lambda model: -score[model])
-        ranked = {model: score[model] for model in best if model in known}
+        # Partners are named as such; the query itself and its copies are among them.
+        ranked = {m: score[m] for m in best if m in known and margin_of[m] <= MARGIN}
         ahead = _ahead(ranked, known, code.units)
         chosen = {*sketched, *[model for model in best if model not in sketched][:CODED]}
         found = [

@@ -211,17 +211,24 @@ class TestUnitsThatStandOut:
     FAR = 3.0
     """Noise at which units find partners, and no margin tells them from a stranger's."""
 
-    def ahead_for(self, folder: Path, query: Mapping[str, Tokens], count: int) -> dict[str, float]:
+    def ahead_for(
+        self,
+        folder: Path,
+        query: Mapping[str, Tokens],
+        count: int,
+        more: Mapping[str, dict[str, Tokens]] | None = None,
+    ) -> dict[str, float]:
         """Return how far each candidate is ahead among some strangers, a base and its child."""
         with open_catalogue(str(folder / f"of{count}"), create=True) as opened:
             units = {f"s{seed}": units_of(seed) for seed in range(count)}
             units |= {"base": units_of(1000), "child": units_like(units_of(1000), 0.2, 1)}
+            units |= more or {}
             for place, (name, known) in enumerate(units.items()):
                 fingerprint = printed(large(place))
                 opened.add(entry_for(name, fingerprint), fingerprint, near_code(place, known))
             asked = ModelIndex(opened).candidates(printed(large(5000)), near_code(5000, query))
             names = [entry.name for entry in opened.by_id([one.model for one in asked])]
-            assert max(one.margin for one in asked) < MARGIN
+            assert all(one.margin < MARGIN for one in asked if one.ahead)
             return {n: one.ahead for n, one in zip(names, asked, strict=True) if one.ahead}
 
     def test_the_base_and_its_kin_are_ahead_of_all_strangers(self, tmp_path: Path) -> None:
@@ -229,6 +236,11 @@ class TestUnitsThatStandOut:
         found = self.ahead_for(tmp_path, query, 2 * AMONG)
         assert set(found) == {"base", "child"}
         assert min(found.values()) > AHEAD
+
+    def test_the_query_and_its_copies_take_nobodys_place(self, tmp_path: Path) -> None:
+        query = units_like(units_of(1000), self.FAR, 2)
+        copies = {"itself": query, "copy": units_like(query, 0.1, 3)}
+        assert set(self.ahead_for(tmp_path, query, 2 * AMONG, copies)) == {"base", "child"}
 
     def test_nothing_is_where_kin_is_not_there(self, tmp_path: Path) -> None:
         query = units_like(units_of(2000), self.FAR, 2)
