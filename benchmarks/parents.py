@@ -30,6 +30,7 @@ from benchmarks.machine import load, spread, write_result
 from embedder.coding import shipped_coder
 from embedder.evaluating import BINS, Task, shares_start, task_of
 from embedder.families import Relative, Split, relatives_of
+from embedder.matching import MARGIN
 from embedder.symmetry import disguised
 from embedder.zoo.shards import Zoo, open_zoo
 from lineage.engine import LineageEngine
@@ -103,7 +104,7 @@ def ask(engine: LineageEngine, path: Path, right: str, same_start: set[str]) -> 
     found = find_relatives(model, known)
     seconds = time.perf_counter() - start
     coded = [c for c in known.candidates(model.fingerprint, model.code) if c.alike > 0]
-    coded.sort(key=lambda candidate: (-candidate.ahead, -candidate.margin))
+    coded.sort(key=lambda one: (one.margin <= MARGIN, -one.ahead, -one.margin))
     names = [known.candidate(candidate).name for candidate in coded]
     listed = {comparison.first.name for comparison in found.parents()}
     listed |= {comparison.second.name for comparison in found.children()} - {str(path)}

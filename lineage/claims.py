@@ -11,7 +11,7 @@ from lineage.direction import BACKWARD, FORWARD
 from lineage.known import Known
 from lineage.models import Model, find_model
 from lineage.relatives import find_relatives
-from lineage.verdict import Relation
+from lineage.verdict import COPIES, Relation
 
 SUPPORTED, REFUTED, CANNOT_SAY = "supported", "refuted", "cannot-say"
 
@@ -154,7 +154,7 @@ def _base_claim(claim: Claim, model: Model, known: Known | None, number: int) ->
     if other is not None:
         reason = f"another ancestor is found, to which it is unrelated: {other.first.name}"
         return Answer(claim, REFUTED, reason, other)
-    if relation in _COPIES:
+    if relation in COPIES:
         reason = f"the two are copies ({relation}); which came first is not in the weights"
         return Answer(claim, CANNOT_SAY, reason, found)
     if relation.related:
@@ -162,9 +162,6 @@ def _base_claim(claim: Claim, model: Model, known: Known | None, number: int) ->
             claim, CANNOT_SAY, f"the same family ({relation}), but not which came first", found
         )
     return Answer(claim, CANNOT_SAY, found.verdict.reasons[0], found)
-
-
-_COPIES = frozenset({Relation.IDENTICAL_FILE, Relation.SAME_TENSORS, Relation.SAME_WEIGHTS})
 
 
 def _other_ancestor(base: Model, model: Model, known: Known | None) -> Comparison | None:

@@ -9,7 +9,7 @@ from lineage.comparison import Comparison, compare_models, reversed_comparison
 from lineage.direction import BACKWARD, FORWARD
 from lineage.known import Known
 from lineage.models import Model
-from lineage.verdict import Relation
+from lineage.verdict import COPIES, Relation
 
 EXACT_FIRST = 24
 """Candidates, the likeliest first, that are compared by their weights; the rest by fingerprints."""
@@ -94,6 +94,8 @@ def find_relatives(model: Model, known: Known, *, exact: bool = True) -> Relativ
         ):
             alike.append(comparison.first.name)  # where units are known, they say more than codes
     found.sort(key=nearest_first)
+    if partners or any(comparison.relation not in COPIES for comparison in found):
+        ahead.clear()  # a lead is for who has nothing better
     return Relatives(
         model, searched, tuple(found), (*known.limits(), *_not_decided(partners, ahead, alike))
     )

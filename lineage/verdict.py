@@ -44,6 +44,9 @@ KIN_COSINE = 0.1
 """A tensor beats the controls from four standard deviations and a cosine of .1: of 1,067 tensors
 of unrelated pairs of the corpus .2 % pass three deviations and none five."""
 
+COPIES = frozenset({Relation.IDENTICAL_FILE, Relation.SAME_TENSORS, Relation.SAME_WEIGHTS})
+"""Relations of one model with itself."""
+
 NUMERIC = {"quantised": Relation.QUANTISED, "pruned": Relation.PRUNED}
 
 

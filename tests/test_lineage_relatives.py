@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from catalogue_writer import entry_for, near_code, printed, units_like, units_of, weights_of
+from embedder.identity import Tokens
 from index.catalogue import Catalogue, open_catalogue
 from index.search import AMONG
 from lineage.known import Known
@@ -19,10 +20,13 @@ def catalogue(tmp_path: Path) -> Catalogue:
     """Return a catalogue of strangers, whose codes are as near, and one base."""
     opened = open_catalogue(str(tmp_path / "c"), create=True)
     for seed in (*range(2 * AMONG), BASE):
-        fingerprint = printed(weights_of(seed))
-        code = near_code(seed, units_of(seed))
-        opened.add(entry_for(f"m{seed}", fingerprint), fingerprint, code)
+        keep(opened, f"m{seed}", seed, units_of(seed))
     return opened
+
+
+def keep(catalogue: Catalogue, name: str, seed: int, units: dict[str, Tokens]) -> None:
+    fingerprint = printed(weights_of(seed))
+    catalogue.add(entry_for(name, fingerprint), fingerprint, near_code(seed, units))
 
 
 def relatives(catalogue: Catalogue, noise: float, of: int = BASE) -> Relatives:
@@ -44,6 +48,16 @@ def test_partners_are_more_than_a_lead(catalogue: Catalogue) -> None:
     (limit,) = relatives(catalogue, 0.5).limits[1:]
     assert "find partners as those of relatives do" in limit
     assert limit.endswith(f"not decided: m{BASE}")
+
+
+def test_a_lead_is_for_who_has_nothing_better(catalogue: Catalogue) -> None:
+    query = units_like(units_of(BASE), 3.0, 1)
+    keep(catalogue, "copy", 5000, query)  # of itself, and so nothing better
+    (limit,) = relatives(catalogue, 3.0).limits[1:]
+    assert limit.endswith(f"not decided: m{BASE}")
+    keep(catalogue, "partner", 5001, units_like(query, 0.5, 2))
+    (limit,) = relatives(catalogue, 3.0).limits[1:]
+    assert limit.endswith("not decided: partner")
 
 
 def test_where_no_kin_is_nobody_is_named(catalogue: Catalogue) -> None:
