@@ -109,8 +109,8 @@ def ask(engine: LineageEngine, path: Path, right: str, same_start: set[str]) -> 
     listed = {comparison.first.name for comparison in found.parents()}
     listed |= {comparison.second.name for comparison in found.children()} - {str(path)}
     partners, ahead = (
-        {name for name in names for limit in found.limits if said in limit and name in limit}
-        for said in ("find partners", "pair off far better")
+        {name for name in names for limit in found.limits if words in limit and name in limit}
+        for words in ("find partners", "pair off far better")
     )
     return {
         "candidate": right in names,

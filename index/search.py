@@ -9,7 +9,7 @@ import numpy as np
 from embedder.coding import current_encoders
 from embedder.fingerprint import Fingerprint
 from embedder.identity import IdentityCode, Tokens
-from embedder.matching import COUNT, MARGIN, counts_of, margin, standing_out
+from embedder.matching import COUNT, MARGIN, counts_of, margin_of_kin, standing_out
 from index.catalogue import Catalogue
 from index.vectors import VectorIndex, vector_index
 
@@ -43,9 +43,9 @@ before one of them can stand out: a lone stranger of its design stands out from 
 AHEAD = 40.0
 """How much further than the next a model must stand out to be named for it. Of 500 queries of folds
 6 and 7, an encoder of folds 0 to 5, whose kin was not among 6,451, 3,000 or 1,000 bases, one, none
-and none have such a model (worst kind one in 90); where 8 or 16 bases of a query's own design and
-task were left, 3 and 1.6 % have (worst kind 12 and 4.5 %). If its base was there it was named for
-.94 .88 .85 .68 of them, by drift."""
+and none have such a model (worst kind one in 90), with any second as the next; where 8 or 16 bases
+of a query's own design and task were left, 3 and 1.6 % have (worst kind 12 and 4.5 %). If its base
+was there it was named for .94 .88 .85 .68 of them, by drift."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,21 +155,19 @@ class ModelIndex:
             return {}
         nearest = self._near_codes(code)
         known = self.catalogue.units(list(nearest)) if code.units else {}
-        score, margin_of = dict(nearest), dict.fromkeys(nearest, 0.0)
+        score, margin = dict(nearest), dict.fromkeys(nearest, 0.0)
         if known:
             cosines = np.array([nearest[model] for model in known])
             shown, margins = standing_out(code.units, list(known.values()), cosines)
             score |= zip(known, map(float, shown), strict=True)
-            margin_of |= zip(known, map(float, margins), strict=True)
+            margin |= zip(known, map(float, margins), strict=True)
         best = sorted(nearest, key=lambda model: -score[model])
         # Partners are named as such; the query itself and its copies are among them.
-        ranked = {m: score[m] for m in best if m in known and margin_of[m] <= MARGIN}
+        ranked = {m: score[m] for m in best if m in known and margin[m] <= MARGIN}
         ahead = _ahead(ranked, known, code.units)
         chosen = {*sketched, *[model for model in best if model not in sketched][:CODED]}
         found = [
-            Candidate(
-                model, alike=nearest[model], margin=margin_of[model], ahead=ahead.get(model, 0)
-            )
+            Candidate(model, alike=nearest[model], margin=margin[model], ahead=ahead.get(model, 0))
             for model in best
             if model in chosen
         ]
@@ -210,7 +208,7 @@ def _ahead(
     if sum(counts_of(units[model]) == counts_of(query) for model in scores) < AMONG:
         return {}
     first, *others = list(scores)[: CODED + 1]
-    kin = takewhile(lambda other: margin(units[first], units[other]) > MARGIN, others[:-1])
+    kin = takewhile(lambda other: margin_of_kin(units[first], units[other]), others[:-1])
     family = [first, *kin]
     beyond = scores[others[len(family) - 1]]
     return {model: scores[model] - beyond for model in family}

@@ -27,7 +27,7 @@ from index.errors import NameTakenError
 from lineage.measure import measure
 from lineage.relation import decide
 from lineage.rendering import printable
-from lineage.verdict import Relation
+from lineage.verdict import COPIES
 
 _POOL_FROM = 12
 """Models from which worker processes pay for their start (.25 s each)."""
@@ -338,12 +338,9 @@ def compared_with_renderings(fingerprint: Fingerprint, renderings: Sequence[Path
             limits.append(f"not compared with the rendering beside it: {error}")
             continue
         verdict = decide(fingerprint, theirs, measure(fingerprint, theirs))
-        if verdict.relation not in _ONE_MODEL:
+        if verdict.relation not in COPIES:
             limits.append(f"{file.name} beside it holds other weights: {verdict.relation}")
     return replace(fingerprint, limits=(*fingerprint.limits, *limits)) if limits else fingerprint
-
-
-_ONE_MODEL = (Relation.IDENTICAL_FILE, Relation.SAME_TENSORS, Relation.SAME_WEIGHTS)
 
 
 def entry_of(job: Job, fingerprint: Fingerprint, stamp: str) -> Entry:
