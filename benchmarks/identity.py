@@ -31,7 +31,8 @@ from embedder.coding import shipped_coder
 from embedder.evaluating import BINS, Cell, Task, score, shares_start, task_of
 from embedder.families import Relative, Split, relatives_of
 from embedder.identity import IdentityCoder
-from embedder.symmetry import flipped, permuted, rescaled, rotated
+from embedder.rotation import rotated
+from embedder.symmetry import flipped, permuted, rescaled
 from embedder.training import Settings, train_identity
 from embedder.zoo.shards import Zoo, open_zoo
 from index.search import ALIKE

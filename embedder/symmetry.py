@@ -1,15 +1,14 @@
 """Changes of the weights that leave a model's function as it is.
 
-Hidden units may be put in another order, scaled, flipped or rotated, as far as the `Architecture`
-says, if every tensor that holds them goes along. A copy that was changed so has other numbers and
-is the same model. Training makes positives of these, tests prove invariance with them.
+Hidden units may be put in another order, scaled or flipped, as far as the `Architecture` says, if
+every tensor that holds them goes along; streams and heads may be turned too (`embedder.rotation`).
+A copy that was changed so has other numbers and is the same model. Training makes positives of
+these, tests prove invariance with them.
 
-Sources: Hecht-Nielsen 1990 (order and sign), Neyshabur et al. 2015, NeurIPS (scale), Ashkboos et
-al. 2024, ICLR, SliceGPT (rotation of a residual stream), Jacob et al. 2018, CVPR (batch norm
-folded).
+Sources: Hecht-Nielsen 1990 (order and sign), Neyshabur et al. 2015, NeurIPS (scale), Jacob et al.
+2018, CVPR (batch norm folded).
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -22,13 +21,9 @@ from embedder.errors import ArchitectureError
 Values = NDArray[np.floating[Any]]
 Weights = Mapping[str, Values]
 Order = NDArray[np.intp]
-Matrix = NDArray[np.float64]
 
 _SPREAD = 0.5
 """Standard deviation of log λ: scales from a third to three, as far as trained units differ."""
-
-_STRETCH = 0.25
-"""The same for the channels of a head, whose matrices multiply in float32."""
 
 
 def reordered(
@@ -58,7 +53,7 @@ def reordered(
         if not np.array_equal(np.sort(order), np.arange(size)):
             raise ArchitectureError(f"{name}: not an order of its {size} units")
     result = dict(weights)
-    for name, place, axis in _axes(architecture):
+    for name, place, axis in axes_of(architecture):
         found = orders.get(architecture.root(axis.group))
         if found is not None:
             size = architecture.groups[axis.group].size
@@ -84,7 +79,7 @@ def multiplied(
     """
     _check(weights, architecture)
     result = dict(weights)
-    for name, place, axis in _axes(architecture):
+    for name, place, axis in axes_of(architecture):
         tied = architecture.groups[axis.group].tied
         for group, power in ((axis.group, axis.power), (tied, axis.tied_power)):
             if power and group in factors:
@@ -254,152 +249,10 @@ def _fold(result: dict[str, Values], architecture: Architecture, before: Step, n
     set_values(norm.tensors["variance"], np.full_like(scale, 1 - norm.epsilon))
 
 
-# ------------------------------------------------------------------ rotations
-
-
-def rotated(
-    weights: Weights, architecture: Architecture, rng: np.random.Generator
-) -> dict[str, Values]:
-    """Return the weights with residual streams and the channels of heads rotated at random.
-
-    Norms are folded first. A residual stream turns where all that reads it in place are
-    root-mean-square norms whose gains could be folded; others stay. Query and key of a head take
-    a random matrix and its inverse, under rotary positions a rotation and a scale for each pair of
-    channels; value and output take another one.
-
-    Raises:
-        ArchitectureError: The weights are not those described, or hold NaN.
-    """
-    result = folded(weights, architecture)
-    for root in architecture.groups:
-        if _turns(result, architecture, root):
-            _turn(result, architecture, root, rng)
-    for step in architecture.steps:
-        if step.op == Op.ATTENTION:
-            _mix_heads(result, architecture, step, rng)
-    return result
-
-
-def _turns(weights: Weights, architecture: Architecture, root: str) -> bool:
-    """Say whether any rotation of a group's units, and of those tied to it, is a symmetry."""
-    tied = {name for name in architecture.groups if architecture.root(name) == root}
-    if not tied or root not in tied:
-        return False
-    groups = [architecture.groups[name] for name in tied]
-    touching = [step for step in architecture.steps if {step.source, step.target} & tied]
-    norms = [step for step in touching if step.op == Op.NORM]
-    plain = all(group.activation == "linear" and group.gauge != Gauge.NAMED for group in groups)
-    whole = all(
-        axis.before == axis.inner == 1 for _, _, axis in _axes(architecture) if axis.group in tied
-    )
-    known = {Op.LINEAR, Op.EMBEDDING, Op.GATED, Op.ATTENTION, Op.NORM}
-    return (
-        plain
-        and whole
-        and bool(norms)
-        and all(step.op in known for step in touching)
-        and all(_has_no_gain(weights, step) for step in norms)
-    )
-
-
-def _has_no_gain(weights: Weights, norm: Step) -> bool:
-    """Say whether a norm is a root-mean-square norm that treats all units alike."""
-    if norm.kind != "rms" or set(norm.tensors) - {"gain"}:
-        return False
-    gain = norm.tensors.get("gain")
-    return gain is None or bool(np.all(weights[gain] == weights[gain].flat[0]))
-
-
-def _turn(
-    result: dict[str, Values], architecture: Architecture, root: str, rng: np.random.Generator
-) -> None:
-    rotation = _orthogonal(rng, architecture.groups[root].size)
-    gains = {step.tensors.get("gain") for step in architecture.steps if step.op == Op.NORM}
-    for name, place, axis in _axes(architecture):
-        if architecture.root(axis.group) == root and name not in gains:
-            turned = np.tensordot(rotation, result[name], axes=(1, place))
-            result[name] = np.moveaxis(turned, 0, place).astype(result[name].dtype)
-
-
-def _mix_heads(
-    result: dict[str, Values], architecture: Architecture, step: Step, rng: np.random.Generator
-) -> None:
-    """Change the basis of each head's queries and keys, and of its values and outputs."""
-    size = architecture.groups[step.inside].size
-    narrow = _inside(architecture, step, "key" if "key" in step.tensors else "joint")[1]
-    channels = narrow.inner
-    keys = np.stack(
-        [
-            _pairwise(rng, channels, interleaved=step.interleaved)
-            if step.rotary
-            else _general(rng, channels)
-            for _ in range(size)
-        ]
-    )
-    values = np.stack([_general(rng, channels) for _ in range(size)])
-    queries, outputs = _inverse_turned(keys), _inverse_turned(values)
-    maps = {"query": queries[None], "key": keys[None], "value": values[None]}
-    maps |= {"output": outputs[None], "joint": np.stack([queries, keys, values])}
-    for role, name in step.tensors.items():
-        if role != "output_bias":
-            place, axis = _inside(architecture, step, role)
-            mixed = _mixed(result[name], place, axis, maps[role.removesuffix("_bias")])
-            result[name] = mixed.astype(result[name].dtype)
-
-
-def _inside(architecture: Architecture, step: Step, role: str) -> tuple[int, Axis]:
-    """Return where a tensor of an attention holds its heads."""
-    for place, axis in enumerate(architecture.axes[step.tensors[role]]):
-        if axis is not None and axis.group == step.inside:
-            return place, axis
-    raise ArchitectureError(f"{step.tensors[role]}: no axis of it holds heads of {step.inside}")
-
-
-def _mixed(values: Values, place: int, axis: Axis, matrices: Matrix) -> Values:
-    """Return values with a matrix applied to each head's channels along an axis.
-
-    `matrices` is (before, heads, channels, channels); query heads that share a key share one.
-    """
-    before, size, channels, _ = matrices.shape
-    front = np.moveaxis(values, place, 0)
-    heads = front.reshape(before, size, axis.inner // channels, channels, -1)
-    mixed = np.einsum("bhcd,bhrde->bhrce", matrices, heads, optimize=True)
-    return np.moveaxis(mixed.reshape(front.shape), 0, place)
-
-
-def _inverse_turned(matrices: Matrix) -> Matrix:
-    return np.asarray(np.linalg.inv(matrices).transpose(0, 2, 1), dtype=np.float64)
-
-
-def _orthogonal(rng: np.random.Generator, size: int) -> Matrix:
-    """Return a rotation or reflection, uniform (Mezzadri 2007, Notices of the AMS 54)."""
-    q, r = np.linalg.qr(rng.normal(size=(size, size)))
-    return np.asarray(q * np.sign(np.diag(r)), dtype=np.float64)
-
-
-def _general(rng: np.random.Generator, size: int) -> Matrix:
-    """Return an invertible matrix, well enough conditioned for float32."""
-    stretch = np.exp(rng.normal(scale=_STRETCH, size=size))
-    return (_orthogonal(rng, size) * stretch) @ _orthogonal(rng, size)
-
-
-def _pairwise(rng: np.random.Generator, size: int, *, interleaved: bool) -> Matrix:
-    """Return what commutes with rotary positions: a rotation and a scale for each pair."""
-    half = size // 2
-    pairs = np.arange(2 * half)
-    first, second = (pairs[0::2], pairs[1::2]) if interleaved else (pairs[:half], pairs[half:])
-    angle = rng.uniform(0, 2 * math.pi, half)
-    stretch = np.exp(rng.normal(scale=_STRETCH, size=half))
-    matrix = np.eye(size)
-    matrix[first, first] = matrix[second, second] = stretch * np.cos(angle)
-    matrix[first, second], matrix[second, first] = -stretch * np.sin(angle), stretch * np.sin(angle)
-    return matrix
-
-
 # ------------------------------------------------------------------ axes
 
 
-def _axes(architecture: Architecture) -> Iterator[tuple[str, int, Axis]]:
+def axes_of(architecture: Architecture) -> Iterator[tuple[str, int, Axis]]:
     """Yield each axis that belongs to a group: name of the tensor, place, axis."""
     for name, axes in architecture.axes.items():
         for place, axis in enumerate(axes):

@@ -22,7 +22,8 @@ from embedder.matching import (
     turned,
     unpacked,
 )
-from embedder.symmetry import disguised, rotated
+from embedder.rotation import rotated
+from embedder.symmetry import disguised
 from embedder.zoo.designs import Config
 from embedder.zoo.nets import architecture_of, new_start
 from embedder.zoo.plan import populations

@@ -14,6 +14,7 @@ from torch import nn
 
 from embedder.architecture import Architecture, Axis, Builder, Gauge
 from embedder.errors import ArchitectureError
+from embedder.rotation import rotated
 from embedder.symmetry import (
     flipped,
     folded,
@@ -22,7 +23,6 @@ from embedder.symmetry import (
     random_orders,
     reordered,
     rescaled,
-    rotated,
 )
 from networks import Network, gpt2, llama
 

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from embedder import symmetry
+from embedder import rotation, symmetry
 from embedder.architecture import Gauge
 from embedder.zoo import layers
 from embedder.zoo.designs import Config
@@ -70,7 +70,7 @@ class TestEveryDesign:
         start, x = rough_start(config), inputs_of(config)
         expected = computed(config, start, x)
         size = np.abs(expected).max()
-        for change in (symmetry.permuted, symmetry.rescaled, symmetry.flipped, symmetry.rotated):
+        for change in (symmetry.permuted, symmetry.rescaled, symmetry.flipped, rotation.rotated):
             changed = change(start, architecture_of(config), rng)
             found = computed(config, changed, x)
             # Float64: the largest difference over all designs was 2e-15 of the largest output.

@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from embedder import surgery, symmetry
+from embedder import rotation, surgery, symmetry
 from embedder.architecture import Gauge
 from embedder.zoo.designs import Config
 from embedder.zoo.member import Member
@@ -81,7 +81,7 @@ def _rotated(member: Member, rng: np.random.Generator) -> Changed | None:
     if member.config.kind != "transformer":
         return None
     made = architecture_of(member.config)
-    return member.config, _as_float32(symmetry.rotated(member.weights, made, rng))
+    return member.config, _as_float32(rotation.rotated(member.weights, made, rng))
 
 
 def _extended(member: Member, rng: np.random.Generator) -> Changed:
