@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from embedder.architecture import Architecture
 from embedder.errors import ArchitectureError
-from embedder.units import Axis
+from embedder.units import Axis, Gauge
 
 Number = TypeVar("Number", bound=np.floating[Any])
 
@@ -92,11 +92,18 @@ def as_matrix(
 def _axis_of(
     axes: Mapping[int, Axis | None], architecture: Architecture, group: str, name: str
 ) -> tuple[int, Axis]:
-    """Return the first axis that runs over a group, or else over one with the same order."""
-    root = architecture.root(group)
+    """Return the first axis that runs over a group, or else over one with the same order.
+
+    All groups whose units have a meaning have one order: words that are read are those written.
+    """
+
+    def order(name: str) -> str:
+        root = architecture.root(name)
+        return "" if architecture.groups[root].gauge is Gauge.NAMED else root
+
     known = [(place, axis) for place, axis in axes.items() if axis is not None]
     same = [(place, axis) for place, axis in known if axis.group == group]
-    near = [(place, axis) for place, axis in known if architecture.root(axis.group) == root]
+    near = [(place, axis) for place, axis in known if order(axis.group) == order(group)]
     if not near:
         raise ArchitectureError(f"{name}: no axis of it runs over {group}")
     return (same or near)[0]

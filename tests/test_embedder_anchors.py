@@ -10,7 +10,8 @@ from embedder.anchors import Units, anchored
 from embedder.architecture import GATES, Architecture, Builder
 from embedder.errors import ArchitectureError
 from embedder.identity import DIMENSION, Tokens, features, untrained
-from embedder.symmetry import flipped, folded, permuted, rescaled, rotated
+from embedder.rotation import rotated
+from embedder.symmetry import flipped, folded, permuted, rescaled
 from embedder.unit_codes import root_of_moment, seeded
 
 Weights = Mapping[str, NDArray[np.floating]]
@@ -52,7 +53,7 @@ def residual_cnn() -> Architecture:
     return builder.linear("c", "stream", "out", 5, inner=4, named=True).build()
 
 
-def gated_transformer() -> Architecture:
+def gated_transformer(head: str = "head") -> Architecture:
     builder = Builder("llama").input("tokens", 50).embedding("table", "tokens", "stream", 32)
     for layer in ("0", "1"):
         roles = {role: f"{layer}.{role}" for role in ("query", "key", "value", "output")}
@@ -65,7 +66,7 @@ def gated_transformer() -> Architecture:
         parts = (f"{layer}.gate", f"{layer}.up", f"{layer}.down")
         builder.gated(*parts, f"{layer}.read", "stream", 48, inside=f"{layer}.units")
     builder.norm("stream", "rms", gain="gain", target="last")
-    return builder.linear("head", "last", "next", 50, named=True).build()
+    return builder.linear(head, "last", "next", 50, named=True).build()
 
 
 def layer_norm_transformer() -> Architecture:
@@ -84,6 +85,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     **{kind: recurrent(kind) for kind in GATES},
     "residual cnn": residual_cnn(),
     "gated transformer": gated_transformer(),
+    "gated transformer whose head is its table": gated_transformer(head="table"),
     "layer norm transformer": layer_norm_transformer(),
 }
 

@@ -9,11 +9,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from embedder.anchors import anchored
 from embedder.architecture import Architecture, Gauge, Op
+from embedder.coding import identity_code
 from embedder.describing import describe
 from embedder.errors import ArchitectureError
 from embedder.opening import open_checkpoint
-from embedder.symmetry import flipped, permuted, random_orders, reordered, rescaled, rotated
+from embedder.rotation import rotated
+from embedder.symmetry import flipped, permuted, random_orders, reordered, rescaled
 from embedder.zoo.designs import Config
 from embedder.zoo.nets import architecture_of, shapes_of
 from embedder.zoo.plan import populations
@@ -51,6 +54,18 @@ class TestFamilies:
         for tensor in same:
             assert {axis.group for axis in found.axes[tensor] if axis} <= named
         assert found.unexplained == ()
+
+    @pytest.mark.parametrize("name", list(FAMILIES))
+    def test_what_is_described_has_a_code_that_no_symmetry_changes(self, name: str) -> None:
+        """Heads that are their tables had none: the words they write were no words they read."""
+        network = FAMILIES[name]()
+        found = describe(network.shapes, config=network.config)
+        weights, rng = network.weights(), np.random.default_rng(0)
+        before = identity_code(anchored(weights, found)).vector
+        for operation in (permuted, rescaled, flipped, rotated):
+            weights = operation(weights, found, rng)
+        after = identity_code(anchored(weights, found)).vector
+        assert np.linalg.norm(after - before) < 1e-5
 
     @pytest.mark.parametrize("name", list(FAMILIES))
     def test_another_prefix_changes_nothing_but_names(self, name: str) -> None:
