@@ -26,7 +26,7 @@ from embedder.families import Row
 from embedder.identity import Tokens, tokens_of
 from embedder.matching import FEWEST, MARGIN, MATCHED, margin, turned
 from embedder.zoo.shards import Zoo, open_zoo
-from lineage.aligning import match_units
+from lineage.partners import match_units
 
 SEED = 3
 DRIFTS = (0.0, 0.1, 0.3, 0.6, 1.0, 2.0)

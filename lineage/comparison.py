@@ -83,7 +83,7 @@ def compare_models(
         else known.measure(first, second, exact=exact)
     )
     verdict = decide(first.fingerprint, second.fingerprint, measured)
-    if verdict.relation in UNDECIDED and exact:
+    if exact and _may_hide_more(verdict):
         measured, verdict = _by_partners(first, second, measured, verdict, known)
     meetings: list[Meeting] = []
     if known is not None and verdict.relation is Relation.CANNOT_SAY:
@@ -99,6 +99,18 @@ def compare_models(
 
 UNDECIDED = (Relation.UNRELATED, Relation.CANNOT_SAY)
 """Answers that a reordering of hidden units gives, whatever the two are to each other."""
+
+SHOWN_IN_PLACE = 0.9
+"""Share of the values in tensors that agree where they are up to which the rest may be in another
+order, or turned: where only heads were, most tensors are as they were. A new head gives that too.
+"""
+
+
+def _may_hide_more(verdict: Verdict) -> bool:
+    """Say whether hidden units in another order could explain what was not found to agree."""
+    shares = verdict.first_share, verdict.second_share
+    partly = verdict.relation is Relation.FINE_TUNE and max(shares) < SHOWN_IN_PLACE
+    return partly or verdict.relation in UNDECIDED
 
 
 def _by_partners(
@@ -119,9 +131,17 @@ def _by_partners(
             found = _aligned(first, second, margin, opened, taken)
     except (CheckpointError, OSError):
         return measured, verdict
-    if found is None and verdict.relation is Relation.CANNOT_SAY:
+    if found is None and verdict.relation is not Relation.UNRELATED:
         return measured, verdict  # nothing was out of order
+    if found is not None and verdict.relation.related and not _shows_more(found[1], verdict):
+        return measured, verdict
     return found or (measured, after_pairing(verdict, margin, None))
+
+
+def _shows_more(found: Verdict, before: Verdict) -> bool:
+    """Say whether more of both models agrees than did before."""
+    more = found.first_share > before.first_share and found.second_share > before.second_share
+    return more and bool(found.relation.related)
 
 
 def _margin_of(first: Model, second: Model, taken: Callable[[Model], Described | None]) -> float:
@@ -147,8 +167,8 @@ def _aligned(
 ) -> tuple[Measurement, Verdict] | None:
     """Return what is measured and decided once the second's hidden units are put back in order.
 
-    Where they were rescaled, the first is put into the second's scales too: random scales hide that
-    weights still look like a random start, and a relation has to hold in both.
+    Where they were rescaled or turned, the first is put into the second's scales and bases too:
+    these hide that weights still look like a random start, and a relation has to hold in both.
     """
     if not may_be_read(first, second):
         return None
@@ -156,11 +176,11 @@ def _aligned(
     if found is None:
         return None
     measured, verdict, alignment = found
-    if not (alignment.rescaled and verdict.relation.related):
+    if not (verdict.relation.related and (alignment.rescaled or alignment.turned)):
         return measured, verdict
-    turned = _in_order_of(second, first, margin, opened, taken)
-    if turned is not None and not turned[1].relation.related:
-        other = turned[1]
+    back = _in_order_of(second, first, margin, opened, taken)
+    if back is not None and not back[1].relation.related:
+        other = back[1]
         verdict = replace(
             verdict,
             relation=other.relation,
@@ -183,7 +203,7 @@ def _in_order_of(
     if ours is None or theirs is None:
         return None
     alignment = align(ours, theirs, opened(first), opened(second))
-    if alignment is None or not (alignment.moved or alignment.rescaled):
+    if alignment is None or not alignment.operations:
         return None
     prints = first.fingerprint, take_fingerprint(alignment.second)
     measured = measure(*prints, (opened(first), alignment.second))

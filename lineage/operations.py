@@ -106,6 +106,11 @@ ON_LATTICE = "on a lattice"
 """Detail of a pair of which one tensor is quantised and more was done between them."""
 
 
+def is_on_lattice(coarse: Array, smooth: Array) -> bool:
+    """Say whether one tensor lies on a lattice, on which the other does not."""
+    return _lattice(coarse, smooth) > 0
+
+
 def coarser(x: Array, y: Array, prints: Prints) -> str:
     """Return which of two tensors alone lies on a lattice: `first`, `second` or empty."""
     for coarse, smooth, theirs, ours, child in (
@@ -135,9 +140,13 @@ def _quantised(x: Array, y: Array, prints: Prints) -> Operation | None:
             return Operation("quantised", theirs.dtype if stored else "values on a lattice", child)
         relative = float(np.linalg.norm(apart)) / max(float(np.linalg.norm(smooth)), 1e-300)
         if stored and relative < _LARGEST_QUANTISATION_ERROR:
-            return Operation("quantised", f"{theirs.dtype}, relative error {relative:.3f}", child)
+            what = "values on a lattice" if theirs.dtype in _FLOATS else theirs.dtype
+            return Operation("quantised", f"{what}, relative error {relative:.3f}", child)
     return None
 
+
+_FLOATS = ("F32", "F16", "BF16")
+"""Types in which values that were on a lattice lie once they are turned or rescaled."""
 
 _LARGEST_QUANTISATION_ERROR = 0.13
 """Relative error of round-to-nearest with 4 bits (.118) and less for every finer type, as measured

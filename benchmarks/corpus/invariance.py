@@ -2,7 +2,7 @@
 
     python -m benchmarks.corpus.invariance      all models that were fetched; some minutes
 
-Every model whose architecture can be told and that has at most 30 million values is coded, its
+Every model whose architecture can be told and that has at most 150 million values is coded, its
 units are put in a random order and scaled as far as their activation allows, and it is coded again.
 It writes benchmarks/results/invariance.json.
 """
@@ -22,7 +22,7 @@ from embedder.opening import open_checkpoint
 from embedder.symmetry import permuted, rescaled
 
 SEED = 5
-LARGEST = 30_000_000
+LARGEST = 150_000_000
 
 
 def change_of(model: Listed) -> float | str:
@@ -31,7 +31,7 @@ def change_of(model: Listed) -> float | str:
     try:
         with open_checkpoint(path_of(model)) as checkpoint:
             if checkpoint.parameters > LARGEST:
-                return "more than 30 million values"
+                return "more than 150 million values"
             architecture = describe(checkpoint)
             tensors = [t for t in checkpoint.tensors if t.name in architecture.axes]
             weights = {t.name: t.read().astype(np.float64) for t in tensors}

@@ -1,0 +1,269 @@
+"""Undo rotations of residual streams, and other bases of the channels of heads.
+
+Both leave what a transformer computes as it is (`embedder.rotation`) and every weight another
+number. Hidden units are in order by then, so what they write into a stream, and what the words and
+positions do, has to agree up to the rotation; once that is undone, each head has to agree up to a
+basis of its own.
+
+Sources: Schönemann 1966, Psychometrika 31 (orthogonal Procrustes problem). A basis from both sides
+of a head is our own.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedder.architecture import Architecture, Op, Step
+from embedder.rotation import (
+    Matrix,
+    axis_of_heads,
+    is_uniform,
+    pairs_of,
+    pairwise,
+    turns,
+    with_bases,
+    with_stream_turned,
+)
+from embedder.symmetry import axes_of, folded, multiplied
+
+Values = NDArray[np.floating]
+
+AS_IT_IS, TURNED = 0.5, 0.5
+"""Weights were turned if their cosine as they are is below this share of what it is once they are
+turned, and that is above the second number. Of 250 children of the zoo's transformers, to a drift
+of .6, one attention or stream in a hundred that was not turned has a share below .98, and one that
+was above .23. Beyond, what is found says less: heads of strangers come to a cosine of .23, their
+streams to .65, and hidden units have to be partners before anything is turned."""
+
+
+def turned_back(
+    ours: Mapping[str, Values], theirs: dict[str, Values], architecture: Architecture
+) -> tuple[dict[str, Values], bool]:
+    """Return the second model's weights turned as the first's are, and whether any were turned.
+
+    What was not turned is left as it is: to turn it nonetheless would hide what training did.
+
+    Args:
+        ours: The weights of the first model, by the names of the second's.
+        theirs: Those of the second, whose hidden units and heads lie in the first's order.
+        architecture: What the second's axes mean.
+    """
+    attentions = [step for step in architecture.steps if step.op is Op.ATTENTION]
+    if not attentions:
+        return theirs, False
+    with np.errstate(over="ignore", invalid="ignore"):
+        plain = folded(theirs, architecture)  # as whoever turned it did first
+        streams = _streams_turned_back(ours, plain, architecture)
+        found = before = _with_gains_of(ours, streams, architecture)
+        for step in attentions:
+            if all(_fits(ours, found, name) for name in step.tensors.values()):
+                found = _heads_turned_back(ours, found, architecture, step)
+    changed = streams is not plain or found is not before
+    finite = all(np.isfinite(values).all() for values in found.values())
+    return (found, True) if changed and finite else (theirs, False)
+
+
+def _fits(ours: Mapping[str, Values], theirs: Mapping[str, Values], name: str) -> bool:
+    """Say whether both have a tensor in one shape: words may have been added, names changed."""
+    return name in ours and ours[name].shape == theirs[name].shape
+
+
+def _with_gains_of(
+    ours: Mapping[str, Values], theirs: dict[str, Values], architecture: Architecture
+) -> dict[str, Values]:
+    """Return the second's weights with the first's gains, where one side's were folded.
+
+    Whoever turns a stream folds them first, into what reads it.
+    """
+    factors = {}
+    for step in architecture.steps:
+        gain = step.tensors.get("gain", "")
+        if step.op is Op.NORM and step.target != step.source and _fits(ours, theirs, gain):
+            known, other = ours[gain].astype(np.float64), theirs[gain].astype(np.float64)
+            if is_uniform(known) != is_uniform(other):
+                told = (known != 0) & (other != 0)
+                factors[step.target] = np.where(told, known, 1) / np.where(told, other, 1)
+    return multiplied(theirs, architecture, factors)
+
+
+# ------------------------------------------------------------------ streams
+
+
+def _streams_turned_back(
+    ours: Mapping[str, Values], theirs: dict[str, Values], architecture: Architecture
+) -> dict[str, Values]:
+    """Return the second's weights, whose norms were folded, with its streams as the first's."""
+    found = theirs
+    for root in architecture.groups:
+        if turns(theirs, architecture, root):
+            rotation = _rotation(ours, theirs, architecture, root)
+            if rotation is not None:
+                found = with_stream_turned(found, architecture, root, rotation)
+    return found
+
+
+def _rotation(
+    ours: Mapping[str, Values], theirs: Mapping[str, Values], architecture: Architecture, root: str
+) -> Matrix | None:
+    """Return the rotation from the second's stream to the first's; None where none was turned."""
+    size = architecture.groups[root].size
+    moment, energy = np.zeros((size, size)), np.zeros(2)
+    for one, other in _written(ours, theirs, architecture, root):
+        moment += one @ other.T
+        energy += np.sum(one**2), np.sum(other**2)
+    if not np.isfinite(moment).all() or not energy.all():
+        return None
+    left, agreed, right = np.linalg.svd(moment)
+    lengths = float(np.sqrt(energy).prod())
+    turned = _were_turned(float(np.trace(moment)) / lengths, float(agreed.sum()) / lengths)
+    return left @ right if turned else None
+
+
+def _were_turned(as_they_are: float, turned: float) -> bool:
+    """Say by two cosines whether weights were turned."""
+    return turned > TURNED and as_they_are < AS_IT_IS * turned
+
+
+def _written(
+    ours: Mapping[str, Values], theirs: Mapping[str, Values], architecture: Architecture, root: str
+) -> Iterator[tuple[Matrix, Matrix]]:
+    """Yield what is written into a stream from units in a known order, (channels, units) each.
+
+    Heads have bases of their own, and what reads the stream does so through gains.
+    """
+    heads = {step.inside for step in architecture.steps if step.op is Op.ATTENTION}
+    gains = {step.tensors.get("gain") for step in architecture.steps if step.op is Op.NORM}
+    for name, place, axis in axes_of(architecture):
+        others = {other.group for other in architecture.axes[name] if other is not None}
+        written = axis.group == root and name not in gains and not others & heads
+        if written and _fits(ours, theirs, name):
+            one, other = (
+                np.moveaxis(side[name], place, 0)
+                .reshape(side[name].shape[place], -1)
+                .astype(np.float64)
+                for side in (ours, theirs)
+            )
+            yield one, other
+
+
+# ------------------------------------------------------------------ heads
+
+
+def _heads_turned_back(
+    ours: Mapping[str, Values], theirs: dict[str, Values], architecture: Architecture, step: Step
+) -> dict[str, Values]:
+    """Return the second's weights with the channels of an attention's heads in the first's basis.
+
+    Queries and keys, and values and outputs, are told apart: one of the two may be as it was.
+    """
+    known, other = (_sides(side, architecture, step) for side in (ours, theirs))
+    pairs = (("key", "query", step.rotary), ("value", "output", False))
+    bases = [
+        _bases((known[one], other[one]), (known[two], other[two]), rotary, step.interleaved)
+        for one, two, rotary in pairs
+    ]
+    if all(basis is None for basis in bases):
+        return theirs
+    heads, channels, _ = known["key"].shape
+    same = np.broadcast_to(np.eye(channels), (heads, channels, channels))
+    keys, values = (same if basis is None else basis for basis in bases)
+    return with_bases(theirs, architecture, step, keys, values)
+
+
+def _sides(
+    weights: Mapping[str, Values], architecture: Architecture, step: Step
+) -> dict[str, Matrix]:
+    """Return queries, keys, values and outputs, (key heads, channels, all that goes with them)."""
+    narrow = "key" if "key" in step.tensors else "joint"
+    channels = axis_of_heads(architecture, step, narrow)[1].inner
+    size = architecture.groups[step.inside].size
+    found: dict[str, list[Matrix]] = {}
+    for role, name in step.tensors.items():
+        if role == "output_bias":
+            continue
+        place, axis = axis_of_heads(architecture, step, role)
+        front = np.moveaxis(weights[name], place, 0).astype(np.float64)
+        # Queries that share a key share its basis.
+        parts = front.reshape(axis.before, size, axis.inner // channels, channels, -1)
+        parts = parts.transpose(0, 1, 3, 2, 4).reshape(axis.before, size, channels, -1)
+        base = role.removesuffix("_bias")
+        uses = ("query", "key", "value") if base == "joint" else (base,)
+        for use, part in zip(uses, parts, strict=True):
+            found.setdefault(use, []).append(part)
+    return {use: np.concatenate(parts, axis=2) for use, parts in found.items()}
+
+
+def _bases(
+    these: tuple[Matrix, Matrix], those: tuple[Matrix, Matrix], rotary: bool, interleaved: bool
+) -> Matrix | None:
+    """Return the basis that the second's heads are given; None where theirs is the first's.
+
+    Args:
+        these: Keys, or values, of the first and of the second, (heads, channels, n).
+        those: Queries, or outputs, which take the transposed inverse.
+        rotary: Whether only pairs of channels may be turned and stretched.
+        interleaved: Which two are a pair.
+    """
+    channels = these[0].shape[1]
+    with np.errstate(all="ignore"):  # heads that were cut off keep their basis
+        if rotary:
+            told, inverse = (_factors(*side, interleaved) for side in (these, those))
+            factors = _between(told, 1 / inverse.conj())
+            bases = pairwise(factors, channels, interleaved=interleaved)
+        else:
+            one, other = (_least_squares(*side) for side in (these, those))
+            bases = _between(one, _inverse(other).transpose(0, 2, 1))
+        back = _inverse(bases).transpose(0, 2, 1)
+    lost = ~(np.isfinite(bases) & np.isfinite(back)).all(axis=(1, 2))
+    bases[lost] = back[lost] = np.eye(channels)
+    turned = _cosine((these[0], bases @ these[1], those[0], back @ those[1]))
+    return bases if _were_turned(_cosine((*these, *those)), turned) else None
+
+
+def _least_squares(one: Matrix, other: Matrix) -> Matrix:
+    """Return what the other has to be multiplied by to come nearest to the one, for each head."""
+    return np.asarray(one @ other.transpose(0, 2, 1) @ _inverse(other @ other.transpose(0, 2, 1)))
+
+
+def _factors(one: Matrix, other: Matrix, interleaved: bool) -> NDArray[np.complex128]:
+    """Return the same for pairs of channels as complex numbers, (heads, pairs)."""
+    first, second = pairs_of(one.shape[1], interleaved=interleaved)
+    ours, theirs = (side[:, first] + 1j * side[:, second] for side in (one, other))
+    return np.asarray(
+        np.sum(ours * theirs.conj(), axis=2) / np.sum(np.abs(theirs) ** 2, axis=2), np.complex128
+    )
+
+
+def _between(one: Any, other: Any) -> Any:
+    """Return the middle of two estimates, for each head, one too short where the other is too long.
+
+    Least squares shrinks what it finds the more, the further the two have drifted apart; of the
+    inverse it makes too much.
+    """
+    rest = tuple(range(1, one.ndim))
+    lengths = [
+        np.sqrt(np.sum(np.abs(side) ** 2, axis=rest, keepdims=True)) for side in (one, other)
+    ]
+    scale = np.sqrt(lengths[1] / lengths[0])
+    return (one * scale + other / scale) / 2
+
+
+def _inverse(matrices: Matrix) -> Matrix:
+    """Return the inverse of each matrix; of those that have none, what is not finite."""
+    found = np.full(matrices.shape, np.nan)
+    for place, matrix in enumerate(matrices):
+        if np.isfinite(matrix).all():
+            with suppress(np.linalg.LinAlgError):
+                found[place] = np.linalg.inv(matrix)
+    return found
+
+
+def _cosine(sides: tuple[Matrix, Matrix, Matrix, Matrix]) -> float:
+    """Return the cosine of what one model has with what the other has, of two pairs together."""
+    one, other, more, others = sides
+    product = np.sum(one * other) + np.sum(more * others)
+    lengths = (np.sum(one**2) + np.sum(more**2)) * (np.sum(other**2) + np.sum(others**2))
+    return float(product / max(np.sqrt(lengths), 1e-300))
