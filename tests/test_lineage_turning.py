@@ -31,7 +31,7 @@ def llama(seed: int, *, biases: bool = False) -> Weights:
 
     def drawn(*shape: int) -> NDArray[np.float32]:
         values = rng.normal(size=shape) * np.exp(rng.normal(0, 0.5, shape))
-        return (values / np.sqrt(shape[-1])).astype(np.float32)
+        return np.asarray(values / np.sqrt(shape[-1]), np.float32)
 
     found = {"model.embed_tokens.weight": drawn(WORDS, WIDE), "lm_head.weight": drawn(WORDS, WIDE)}
     gains = ["model.norm"]
