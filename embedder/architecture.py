@@ -68,6 +68,8 @@ class Step:
         rotary: Whether queries and keys are turned by their position, two channels at a time.
         turned: Whether axis 0 of the weights is that of the source, as GPT-2 stores them.
         interleaved: Whether the two channels are neighbours; else half a head lies between them.
+        normed: Whether queries and keys pass a norm with a gain for each of their channels, which
+            have a basis of their own then.
         epsilon: What a norm adds to the variance.
     """
 
@@ -80,6 +82,7 @@ class Step:
     rotary: bool = False
     turned: bool = False
     interleaved: bool = False
+    normed: bool = False
     epsilon: float = 1e-5
 
 
@@ -454,6 +457,7 @@ class Builder(_FeedForward):
         rotary: bool = False,
         turned: bool = False,
         interleaved: bool = False,
+        gains: Sequence[str] = (),
     ) -> Self:
         """Add attention of a source to itself; `inside` names its heads.
 
@@ -469,6 +473,8 @@ class Builder(_FeedForward):
             rotary: Whether positions turn queries and keys.
             turned: Whether weights are in × out.
             interleaved: Whether positions turn neighbouring channels.
+            gains: Names of what queries and keys are multiplied by after a norm, one number for
+                each channel of a head, for all heads alike.
         """
         key_heads = key_heads or heads
         self._write(inside, key_heads, "linear", Gauge.ORDER)
@@ -481,6 +487,9 @@ class Builder(_FeedForward):
             out, into = (written, wide) if base == "output" else (rows[base], read)
             pair = (into, out) if turned else (out, into)
             self._describe(name, pair if role == base else (out,))
+        for name in gains:
+            self._describe(name, (None,))
         step = Step(Op.ATTENTION, source, target, dict(tensors), inside, turned=turned)
-        self._steps.append(replace(step, rotary=rotary, interleaved=interleaved))
+        step = replace(step, rotary=rotary, interleaved=interleaved, normed=bool(gains))
+        self._steps.append(step)
         return self

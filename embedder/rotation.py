@@ -113,7 +113,8 @@ def with_bases(
         architecture: Says which axes hold the heads.
         step: The attention.
         keys: (key heads, channels, channels) that keys are multiplied by, and queries by the
-            transposed inverse. Under rotary positions only `pairwise` ones keep the function.
+            transposed inverse. Under rotary positions only `pairwise` ones keep the function, and
+            where queries and keys are normed none does.
         values: The same for values and outputs.
     """
     result = dict(weights)
@@ -194,14 +195,15 @@ def _random_bases(
     size = architecture.groups[step.inside].size
     role = "key" if "key" in step.tensors else "joint"
     channels = axis_of_heads(architecture, step, role)[1].inner
-    keys = np.stack(
-        [
-            _pairwise(rng, channels, interleaved=step.interleaved)
-            if step.rotary
-            else _general(rng, channels)
-            for _ in range(size)
-        ]
-    )
+
+    def drawn() -> Matrix:
+        if step.normed:
+            return np.eye(channels)
+        if step.rotary:
+            return _pairwise(rng, channels, interleaved=step.interleaved)
+        return _general(rng, channels)
+
+    keys = np.stack([drawn() for _ in range(size)])
     return keys, np.stack([_general(rng, channels) for _ in range(size)])
 
 

@@ -162,7 +162,9 @@ def _heads_turned_back(
     known, other = (_sides(side, architecture, step) for side in (ours, theirs))
     pairs = (("key", "query", step.rotary), ("value", "output", False))
     bases = [
-        _bases((known[one], other[one]), (known[two], other[two]), rotary, step.interleaved)
+        None
+        if step.normed and one == "key"
+        else _bases((known[one], other[one]), (known[two], other[two]), rotary, step.interleaved)
         for one, two, rotary in pairs
     ]
     if all(basis is None for basis in bases):

@@ -101,7 +101,13 @@ def affine_shapes(name: str, out: int, into: int, *, bias: bool = True) -> Shape
     return {f"{name}.weight": (out, into)} | ({f"{name}.bias": (out,)} if bias else {})
 
 
-def llama(*, qkv_bias: bool = False, tied: bool = False, prefix: str = "model.") -> Network:
+def llama(
+    *,
+    qkv_bias: bool = False,
+    tied: bool = False,
+    normed: bool = False,
+    prefix: str = "model.",
+) -> Network:
     width, heads, key_heads, channels, inner, layers = 16, 4, 2, 4, 20, 2
     shapes: Shapes = {f"{prefix}embed_tokens.weight": (11, width)}
     for i in range(layers):
@@ -111,6 +117,8 @@ def llama(*, qkv_bias: bool = False, tied: bool = False, prefix: str = "model.")
             shapes |= affine_shapes(
                 f"{p}.self_attn.{role}_proj", size * channels, width, bias=qkv_bias
             )
+        for role in ("q", "k") if normed else ():
+            shapes |= norm_shapes(f"{p}.self_attn.{role}_norm", channels, bias=False)
         shapes |= affine_shapes(f"{p}.self_attn.o_proj", width, heads * channels, bias=False)
         shapes |= norm_shapes(f"{p}.post_attention_layernorm", width, bias=False)
         for role in ("gate", "up"):
@@ -129,6 +137,13 @@ def llama(*, qkv_bias: bool = False, tied: bool = False, prefix: str = "model.")
             p = f"{prefix}layers.{i}"
             h = rms(f"{p}.input_layernorm", x)
             q, k, v = (affine(w, f"{p}.self_attn.{role}_proj", h) for role in "qkv")
+            if normed:
+                q, k = (
+                    rms(
+                        f"{p}.self_attn.{role}_norm", y.reshape(*y.shape[:2], -1, channels)
+                    ).flatten(2)
+                    for role, y in (("q", q), ("k", k))
+                )
             x = x + affine(w, f"{p}.self_attn.o_proj", attend(q, k, v, heads, rotary=True))
             h = rms(f"{p}.post_attention_layernorm", x)
             h = functional.silu(affine(w, f"{p}.mlp.gate_proj", h)) * affine(
@@ -139,7 +154,7 @@ def llama(*, qkv_bias: bool = False, tied: bool = False, prefix: str = "model.")
         return functional.linear(x, w[f"{prefix}embed_tokens.weight" if tied else "lm_head.weight"])
 
     config: dict[str, object] = {
-        "model_type": "qwen2" if qkv_bias else "llama",
+        "model_type": "qwen2" if qkv_bias else "qwen3" if normed else "llama",
         "num_attention_heads": heads,
         "num_key_value_heads": key_heads,
     }
@@ -223,6 +238,152 @@ def bert(*, prefix: str = "bert.", labels: int = 3) -> Network:
         return affine(w, "classifier", x) if labels else x
 
     return Network(shapes, tokens, forward, {"model_type": "bert", "num_attention_heads": heads})
+
+
+def distilbert(*, prefix: str = "distilbert.") -> Network:
+    width, heads, layers = 12, 3, 2
+    e = f"{prefix}embeddings"
+    shapes: Shapes = {
+        f"{e}.word_embeddings.weight": (11, width),
+        f"{e}.position_embeddings.weight": (8, width),
+    } | norm_shapes(f"{e}.LayerNorm", width)
+    for i in range(layers):
+        p = f"{prefix}transformer.layer.{i}"
+        for role in ("q", "k", "v", "out"):
+            shapes |= affine_shapes(f"{p}.attention.{role}_lin", width, width)
+        shapes |= norm_shapes(f"{p}.sa_layer_norm", width)
+        shapes |= affine_shapes(f"{p}.ffn.lin1", 20, width) | affine_shapes(
+            f"{p}.ffn.lin2", width, 20
+        )
+        shapes |= norm_shapes(f"{p}.output_layer_norm", width)
+    shapes |= affine_shapes("pre_classifier", width, width) | affine_shapes("classifier", 3, width)
+
+    def forward(w: Torch, x: Tensor) -> Tensor:
+        x = w[f"{e}.word_embeddings.weight"][x] + w[f"{e}.position_embeddings.weight"][: x.shape[1]]
+        x = layer_norm(w, f"{e}.LayerNorm", x)
+        for i in range(layers):
+            p = f"{prefix}transformer.layer.{i}"
+            q, k, v = (affine(w, f"{p}.attention.{role}_lin", x) for role in "qkv")
+            h = affine(w, f"{p}.attention.out_lin", attend(q, k, v, heads))
+            x = layer_norm(w, f"{p}.sa_layer_norm", x + h)
+            h = affine(w, f"{p}.ffn.lin2", functional.gelu(affine(w, f"{p}.ffn.lin1", x)))
+            x = layer_norm(w, f"{p}.output_layer_norm", x + h)
+        return affine(w, "classifier", torch.relu(affine(w, "pre_classifier", x[:, 0])))
+
+    return Network(shapes, tokens, forward, {"model_type": "distilbert", "n_heads": heads})
+
+
+def block_before_norms(
+    w: Torch,
+    p: str,
+    x: Tensor,
+    heads: int,
+    names: tuple[str, str, str, str],
+    activation: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Return what a block with a norm before attention and one before its units makes of a stream.
+
+    `names` are those of the two norms and of the two matrices.
+    """
+    first, second, up, down = names
+    h = layer_norm(w, f"{p}.{first}", x)
+    q, k, v = (affine(w, f"{p}.self_attn.{role}_proj", h) for role in "qkv")
+    x = x + affine(w, f"{p}.self_attn.out_proj", attend(q, k, v, heads))
+    h = activation(affine(w, f"{p}.{up}", layer_norm(w, f"{p}.{second}", x)))
+    return x + affine(w, f"{p}.{down}", h)
+
+
+def shapes_before_norms(p: str, width: int, names: tuple[str, str, str, str]) -> Shapes:
+    """Return the shapes of such a block."""
+    first, second, up, down = names
+    shapes = norm_shapes(f"{p}.{first}", width) | norm_shapes(f"{p}.{second}", width)
+    for role in ("q", "k", "v", "out"):
+        shapes |= affine_shapes(f"{p}.self_attn.{role}_proj", width, width)
+    return shapes | affine_shapes(f"{p}.{up}", 20, width) | affine_shapes(f"{p}.{down}", width, 20)
+
+
+OPT_NAMES = ("self_attn_layer_norm", "final_layer_norm", "fc1", "fc2")
+CLIP_NAMES = ("layer_norm1", "layer_norm2", "mlp.fc1", "mlp.fc2")
+
+
+def opt(*, prefix: str = "model.decoder.") -> Network:
+    width, heads, layers = 12, 3, 2
+    shapes: Shapes = {
+        f"{prefix}embed_tokens.weight": (11, width),
+        f"{prefix}embed_positions.weight": (8, width),
+    }
+    for i in range(layers):
+        shapes |= shapes_before_norms(f"{prefix}layers.{i}", width, OPT_NAMES)
+    shapes |= norm_shapes(f"{prefix}final_layer_norm", width)
+
+    def forward(w: Torch, x: Tensor) -> Tensor:
+        table = w[f"{prefix}embed_tokens.weight"]
+        x = table[x] + w[f"{prefix}embed_positions.weight"][2 : 2 + x.shape[1]]
+        for i in range(layers):
+            x = block_before_norms(w, f"{prefix}layers.{i}", x, heads, OPT_NAMES, functional.relu)
+        return functional.linear(layer_norm(w, f"{prefix}final_layer_norm", x), table)
+
+    config: dict[str, object] = {
+        "model_type": "opt",
+        "num_attention_heads": heads,
+        "activation_function": "relu",
+    }
+    return Network(shapes, tokens, forward, config)
+
+
+def clip_text(*, prefix: str = "") -> Network:
+    width, heads, layers = 12, 3, 2
+    p = f"{prefix}text_model"
+    shapes: Shapes = {
+        f"{p}.embeddings.token_embedding.weight": (11, width),
+        f"{p}.embeddings.position_embedding.weight": (8, width),
+    }
+    for i in range(layers):
+        shapes |= shapes_before_norms(f"{p}.encoder.layers.{i}", width, CLIP_NAMES)
+    shapes |= norm_shapes(f"{p}.final_layer_norm", width)
+    shapes[f"{prefix}text_projection.weight"] = (5, width)
+
+    def forward(w: Torch, x: Tensor) -> Tensor:
+        embedded = w[f"{p}.embeddings.token_embedding.weight"][x]
+        x = embedded + w[f"{p}.embeddings.position_embedding.weight"][: x.shape[1]]
+        for i in range(layers):
+            x = block_before_norms(
+                w, f"{p}.encoder.layers.{i}", x, heads, CLIP_NAMES, functional.gelu
+            )
+        x = layer_norm(w, f"{p}.final_layer_norm", x)[:, -1]
+        return functional.linear(x, w[f"{prefix}text_projection.weight"])
+
+    config: dict[str, object] = {"model_type": "clip_text_model", "num_attention_heads": heads}
+    return Network(shapes, tokens, forward, config)
+
+
+def clip_vision(*, prefix: str = "") -> Network:
+    width, heads, layers, patch = 12, 3, 2, 4
+    p = f"{prefix}vision_model"
+    shapes: Shapes = {
+        f"{p}.embeddings.class_embedding": (width,),
+        f"{p}.embeddings.patch_embedding.weight": (width, 3, patch, patch),
+        f"{p}.embeddings.position_embedding.weight": (17, width),
+    } | norm_shapes(f"{p}.pre_layrnorm", width)
+    for i in range(layers):
+        shapes |= shapes_before_norms(f"{p}.encoder.layers.{i}", width, CLIP_NAMES)
+    shapes |= norm_shapes(f"{p}.post_layernorm", width)
+    shapes[f"{prefix}visual_projection.weight"] = (5, width)
+
+    def forward(w: Torch, x: Tensor) -> Tensor:
+        patches = functional.conv2d(x, w[f"{p}.embeddings.patch_embedding.weight"], stride=patch)
+        first = w[f"{p}.embeddings.class_embedding"].expand(len(x), 1, -1)
+        x = torch.cat([first, patches.flatten(2).transpose(1, 2)], dim=1)
+        x = layer_norm(w, f"{p}.pre_layrnorm", x + w[f"{p}.embeddings.position_embedding.weight"])
+        for i in range(layers):
+            x = block_before_norms(
+                w, f"{p}.encoder.layers.{i}", x, heads, CLIP_NAMES, functional.gelu
+            )
+        x = layer_norm(w, f"{p}.post_layernorm", x[:, 0])
+        return functional.linear(x, w[f"{prefix}visual_projection.weight"])
+
+    config: dict[str, object] = {"model_type": "clip_vision_model", "num_attention_heads": heads}
+    return Network(shapes, images, forward, config)
 
 
 def vit() -> Network:
@@ -369,9 +530,14 @@ FAMILIES: dict[str, Callable[[], Network]] = {
     "llama": llama,
     "llama tied": partial(llama, tied=True),
     "qwen2": partial(llama, qkv_bias=True),
+    "qwen3": partial(llama, normed=True),
     "gpt2": gpt2,
     "gpt2 with head": partial(gpt2, head=True, prefix="transformer."),
     "bert": bert,
+    "distilbert": distilbert,
+    "opt": opt,
+    "clip text": clip_text,
+    "clip vision": clip_vision,
     "vit": vit,
     "resnet": resnet,
     "resnet bottleneck": partial(resnet, bottleneck=True),

@@ -20,7 +20,7 @@ from embedder.symmetry import flipped, permuted, random_orders, reordered, resca
 from embedder.zoo.designs import Config
 from embedder.zoo.nets import architecture_of, shapes_of
 from embedder.zoo.plan import populations
-from networks import FAMILIES, Network, bert, gpt2, llama, resnet
+from networks import FAMILIES, Network, bert, clip_text, clip_vision, gpt2, llama, resnet
 
 Weights = dict[str, NDArray[np.floating]]
 
@@ -100,6 +100,21 @@ class TestFamilies:
         assert found.groups["model.layers.0.self_attn.heads"].size == 2
         assert found.unexplained == ()
 
+    def test_heads_come_from_the_gain_of_their_norm(self) -> None:
+        network = llama(normed=True)
+        found = describe(network.shapes)
+        assert found.groups["model.layers.0.self_attn.heads"].size == 2
+        assert found.unexplained == ()
+        with pytest.raises(ArchitectureError, match="16 rows of queries are no whole heads"):
+            describe(network.shapes | {"model.layers.0.self_attn.q_norm.weight": (5,)})
+
+    def test_pictures_and_text_are_two_streams_of_one_model(self) -> None:
+        both = clip_text().shapes | clip_vision().shapes | {"logit_scale": ()}
+        found = describe(both, config={"model_type": "clip"})
+        assert found.unexplained == ()
+        assert {"text", "picture", "shared"} <= found.groups.keys()
+        assert found.axes["text_projection.weight"][0] == found.axes["visual_projection.weight"][0]
+
     def test_heads_that_do_not_divide_the_rows_are_an_error(self) -> None:
         with pytest.raises(ArchitectureError, match="16 rows of queries are no 3 heads"):
             describe(llama().shapes, config={"num_attention_heads": 3})
@@ -172,6 +187,13 @@ CONFIGS = {
         *[(768, 768, 12), (1024, 1024, 16), (1280, 1280, 20), (1600, 1600, 25)],
         *[(1088, 1088, 17), (1536, 1536, 12), (2048, 2048, 16), (2560, 2560, 32)],
     ],
+    "distilbert": [(768, 768, 12)],
+    "opt": [
+        *[(768, 768, 12), (2048, 2048, 32), (2560, 2560, 32), (4096, 4096, 32)],
+        *[(5120, 5120, 40), (7168, 7168, 56), (9216, 9216, 72)],
+    ],
+    "clip text": [(512, 512, 8), (768, 768, 12), (1024, 1024, 16), (1280, 1280, 20)],
+    "clip vision": [(768, 768, 12), (1024, 1024, 16), (1280, 1280, 16), (1664, 1664, 16)],
     "vit": [
         *[(192, 192, 3), (384, 384, 6), (768, 768, 12), (1024, 1024, 16), (1280, 1280, 16)],
         *[(1408, 1408, 16), (1152, 1152, 16)],
