@@ -303,7 +303,10 @@ class _Steps:
         """Return what reaches the source of an attention through its values."""
         if "joint" not in step.tensors:
             return self._read_back(step, "value", heard)
-        return self._read_back(step, "joint", np.concatenate([np.zeros_like(heard)] * 2 + [heard]))
+        parts = heard.reshape(self._architecture.groups[step.inside].size, -1, WIDTH)
+        none = np.zeros_like(parts)  # nothing reaches it through queries and keys
+        joint = np.stack([none, none, parts], axis=1 if step.by_head else 0)
+        return self._read_back(step, "joint", joint.reshape(-1, WIDTH))
 
     def _heads_of(self, step: Step) -> tuple[Array, Array, Array]:
         """Return queries, keys and values as heads × channels × 64."""
@@ -313,9 +316,14 @@ class _Steps:
             self._read(step, role, step.source) + self._weights.vector(tensors.get(f"{role}_bias"))
             for role in roles
         ]
+        heads = self._architecture.groups[step.inside].size
+        if step.by_head:
+            query, key, value = read[0].reshape(heads, 3, -1, WIDTH).swapaxes(0, 1)
+            return query, key, value
         query, key, value = np.split(read[0], 3) if len(read) == 1 else read
-        channels = len(key) // self._architecture.groups[step.inside].size
-        query, key, value = (part.reshape(-1, channels, WIDTH) for part in (query, key, value))
+        query, key, value = (
+            part.reshape(-1, len(key) // heads, WIDTH) for part in (query, key, value)
+        )
         return query, key, value
 
 

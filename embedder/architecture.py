@@ -11,10 +11,10 @@ Architectures come from a `Builder`, which is told the steps in the order of the
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from typing import Self
 
 from embedder.errors import ArchitectureError
+from embedder.steps import GATES, Op, Step
 from embedder.units import GAUGE_OF_ACTIVATION, Axis, Gauge, Group
 
 __all__ = [
@@ -28,62 +28,6 @@ __all__ = [
     "Op",
     "Step",
 ]
-
-
-GATES = {"elman": 1, "gru": 3, "lstm": 4}
-"""Kind of a recurrent cell → how many gates are stacked."""
-
-
-class Op(StrEnum):
-    """What a step does."""
-
-    LINEAR = "linear"
-    """Matrix or convolution, added to what its target holds already."""
-    UNITWISE = "unitwise"
-    """One kernel for each unit, into a group that is tied to the source: depthwise convolution."""
-    EMBEDDING = "embedding"
-    """Rows looked up by token or position."""
-    NORM = "norm"
-    """Gain and offset for each unit, after statistics over a batch or over the units."""
-    RECURRENT = "recurrent"
-    """Gates fed by a source and by the target's own past."""
-    GATED = "gated"
-    """The product of an activated and a plain linear map of one source."""
-    ATTENTION = "attention"
-    """Heads that read a source and are added to a target."""
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One step of the forward pass.
-
-    Args:
-        op: What it does.
-        source: Group that is read.
-        target: Group that is written.
-        tensors: Role → name: `weight`, `bias`, `gain`, `offset`, `mean`, `variance`, `recurrent`,
-            `gate`, `up`, `query`, `key`, `value`, `output`, and the same with `_bias`.
-        inside: Group of heads of an attention, or of the hidden units of a gated map.
-        kind: Which norm (`batch`, `layer`, `rms`), which cell (`elman`, `gru`, `lstm`).
-        rotary: Whether queries and keys are turned by their position, two channels at a time.
-        turned: Whether axis 0 of the weights is that of the source, as GPT-2 stores them.
-        interleaved: Whether the two channels are neighbours; else half a head lies between them.
-        normed: Whether queries and keys pass a norm with a gain for each of their channels, which
-            have a basis of their own then.
-        epsilon: What a norm adds to the variance.
-    """
-
-    op: Op
-    source: str
-    target: str
-    tensors: Mapping[str, str]
-    inside: str = ""
-    kind: str = ""
-    rotary: bool = False
-    turned: bool = False
-    interleaved: bool = False
-    normed: bool = False
-    epsilon: float = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
@@ -457,13 +401,15 @@ class Builder(_FeedForward):
         rotary: bool = False,
         turned: bool = False,
         interleaved: bool = False,
+        fixed: bool = False,
+        by_head: bool = False,
         gains: Sequence[str] = (),
     ) -> Self:
         """Add attention of a source to itself; `inside` names its heads.
 
         Args:
             tensors: `query`, `key`, `value`, `output` and `…_bias` → name; or `joint` and
-                `joint_bias` for query, key and value stacked in this order.
+                `joint_bias` for query, key and value stacked in this order, or head `by_head`.
             source: Group that is read.
             target: Group that is written.
             inside: Name of the group of key heads, with the query heads that read each.
@@ -473,23 +419,30 @@ class Builder(_FeedForward):
             rotary: Whether positions turn queries and keys.
             turned: Whether weights are in × out.
             interleaved: Whether positions turn neighbouring channels.
-            gains: Names of what queries and keys are multiplied by after a norm, one number for
-                each channel of a head, for all heads alike.
+            fixed: Whether the channels of queries and keys have a basis of their own.
+            by_head: Whether joint weights hold query, key and value of each head in turn.
+            gains: Names of a number for each channel of all queries or keys, after a norm.
         """
         key_heads = key_heads or heads
         self._write(inside, key_heads, "linear", Gauge.ORDER)
         read, written = Axis(source, power=-1), Axis(target, power=1)
-        wide = Axis(inside, inner=heads // key_heads * channels)
-        narrow = replace(wide, inner=channels)
-        rows = {"query": wide, "key": narrow, "value": narrow, "joint": replace(narrow, before=3)}
+        rows = _axes_of_heads(inside, heads // key_heads, channels, by_head)
         for role, name in tensors.items():
             base = role.removesuffix("_bias")
-            out, into = (written, wide) if base == "output" else (rows[base], read)
+            out, into = (written, rows["query"]) if base == "output" else (rows[base], read)
             pair = (into, out) if turned else (out, into)
             self._describe(name, pair if role == base else (out,))
         for name in gains:
             self._describe(name, (None,))
         step = Step(Op.ATTENTION, source, target, dict(tensors), inside, turned=turned)
-        step = replace(step, rotary=rotary, interleaved=interleaved, normed=bool(gains))
-        self._steps.append(step)
+        step = replace(step, rotary=rotary, interleaved=interleaved, by_head=by_head)
+        self._steps.append(replace(step, fixed=fixed or bool(gains)))
         return self
+
+
+def _axes_of_heads(inside: str, queries: int, channels: int, by_head: bool) -> dict[str, Axis]:
+    """Return how query, key and value, apart or joint, hold heads with so many queries a key."""
+    key = Axis(inside, inner=channels)
+    joint = replace(key, inner=3 * channels) if by_head else replace(key, before=3)
+    query = replace(key, inner=queries * channels)
+    return {"query": query, "key": key, "value": key, "joint": joint}

@@ -114,19 +114,29 @@ def with_bases(
         step: The attention.
         keys: (key heads, channels, channels) that keys are multiplied by, and queries by the
             transposed inverse. Under rotary positions only `pairwise` ones keep the function, and
-            where queries and keys are normed none does.
+            none does where theirs is `fixed`.
         values: The same for values and outputs.
     """
     result = dict(weights)
     queries, outputs = _inverse_turned(keys), _inverse_turned(values)
-    maps = {"query": queries[None], "key": keys[None], "value": values[None]}
-    maps |= {"output": outputs[None], "joint": np.stack([queries, keys, values])}
+    of_role = {"query": queries, "key": keys, "value": values, "output": outputs}
+    # Stacked weights × heads × neighbours in a head: query heads that share a key share its basis.
+    maps = {role: matrices[None, :, None] for role, matrices in of_role.items()}
+    joint = np.stack([queries, keys, values])
+    maps["joint"] = joint.swapaxes(0, 1)[None] if step.by_head else joint[:, :, None]
     for role, name in step.tensors.items():
         if role != "output_bias":
             place, axis = axis_of_heads(architecture, step, role)
             mixed = _mixed(result[name], place, axis, maps[role.removesuffix("_bias")])
             result[name] = mixed.astype(result[name].dtype)
     return result
+
+
+def channels_of(architecture: Architecture, step: Step) -> int:
+    """Return how many channels a head of an attention has."""
+    if "key" in step.tensors:
+        return axis_of_heads(architecture, step, "key")[1].inner
+    return axis_of_heads(architecture, step, "joint")[1].inner // (3 if step.by_head else 1)
 
 
 def axis_of_heads(architecture: Architecture, step: Step, role: str) -> tuple[int, Axis]:
@@ -172,13 +182,12 @@ def pairs_of(channels: int, *, interleaved: bool) -> tuple[NDArray[np.intp], NDA
 def _mixed(values: Values, place: int, axis: Axis, matrices: Matrix) -> Values:
     """Return values with a matrix applied to each head's channels along an axis.
 
-    `matrices` is (before, heads, channels, channels); query heads that share a key share one.
+    `matrices` is (before, heads, 1 or neighbours, channels, channels).
     """
-    before, size, channels, _ = matrices.shape
+    channels = matrices.shape[-1]
     front = np.moveaxis(values, place, 0)
-    heads = front.reshape(before, size, axis.inner // channels, channels, -1)
-    mixed = np.einsum("bhcd,bhrde->bhrce", matrices, heads, optimize=True)
-    return np.moveaxis(mixed.reshape(front.shape), 0, place)
+    heads = front.reshape(axis.before, matrices.shape[1], axis.inner // channels, channels, -1)
+    return np.moveaxis((matrices @ heads).reshape(front.shape), 0, place)
 
 
 def _inverse_turned(matrices: Matrix) -> Matrix:
@@ -193,11 +202,10 @@ def _random_bases(
 ) -> tuple[Matrix, Matrix]:
     """Return a random basis for the keys of each head, and one for its values."""
     size = architecture.groups[step.inside].size
-    role = "key" if "key" in step.tensors else "joint"
-    channels = axis_of_heads(architecture, step, role)[1].inner
+    channels = channels_of(architecture, step)
 
     def drawn() -> Matrix:
-        if step.normed:
+        if step.fixed:
             return np.eye(channels)
         if step.rotary:
             return _pairwise(rng, channels, interleaved=step.interleaved)

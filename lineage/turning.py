@@ -20,6 +20,7 @@ from embedder.architecture import Architecture, Op, Step
 from embedder.rotation import (
     Matrix,
     axis_of_heads,
+    channels_of,
     is_uniform,
     pairs_of,
     pairwise,
@@ -163,7 +164,7 @@ def _heads_turned_back(
     pairs = (("key", "query", step.rotary), ("value", "output", False))
     bases = [
         None
-        if step.normed and one == "key"
+        if step.fixed and one == "key"
         else _bases((known[one], other[one]), (known[two], other[two]), rotary, step.interleaved)
         for one, two, rotary in pairs
     ]
@@ -175,12 +176,14 @@ def _heads_turned_back(
     return with_bases(theirs, architecture, step, keys, values)
 
 
+_JOINT = ("query", "key", "value")
+
+
 def _sides(
     weights: Mapping[str, Values], architecture: Architecture, step: Step
 ) -> dict[str, Matrix]:
     """Return queries, keys, values and outputs, (key heads, channels, all that goes with them)."""
-    narrow = "key" if "key" in step.tensors else "joint"
-    channels = axis_of_heads(architecture, step, narrow)[1].inner
+    channels = channels_of(architecture, step)
     size = architecture.groups[step.inside].size
     found: dict[str, list[Matrix]] = {}
     for role, name in step.tensors.items():
@@ -188,13 +191,14 @@ def _sides(
             continue
         place, axis = axis_of_heads(architecture, step, role)
         front = np.moveaxis(weights[name], place, 0).astype(np.float64)
-        # Queries that share a key share its basis.
         parts = front.reshape(axis.before, size, axis.inner // channels, channels, -1)
-        parts = parts.transpose(0, 1, 3, 2, 4).reshape(axis.before, size, channels, -1)
         base = role.removesuffix("_bias")
-        uses = ("query", "key", "value") if base == "joint" else (base,)
-        for use, part in zip(uses, parts, strict=True):
-            found.setdefault(use, []).append(part)
+        if base == "joint" and step.by_head:
+            parts = parts.swapaxes(0, 2)
+        for use, part in zip(_JOINT if base == "joint" else (base,), parts, strict=True):
+            # Queries that share a key share its basis: they stand side by side.
+            beside = part.transpose(0, 2, 1, 3).reshape(size, channels, -1)
+            found.setdefault(use, []).append(beside)
     return {use: np.concatenate(parts, axis=2) for use, parts in found.items()}
 
 

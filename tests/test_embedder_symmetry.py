@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import nn
 
+from attention_networks import gpt2, llama
 from embedder.architecture import Architecture, Axis, Builder, Gauge
 from embedder.errors import ArchitectureError
 from embedder.rotation import rotated
@@ -24,7 +25,7 @@ from embedder.symmetry import (
     reordered,
     rescaled,
 )
-from networks import Network, gpt2, llama
+from network import Network
 
 Weights = dict[str, NDArray[np.floating]]
 OPERATIONS: dict[str, Callable[[Weights, Architecture, np.random.Generator], Weights]] = {

@@ -171,7 +171,14 @@ class TestCompare:
         assert found.operations == ("reorder", "rescale")
 
 
-def transformer(*, rotary: bool, interleaved: bool, norm: str, joint: bool) -> Architecture:
+def transformer(
+    *,
+    rotary: bool = False,
+    interleaved: bool = False,
+    norm: str = "rms",
+    joint: bool = False,
+    by_head: bool = False,
+) -> Architecture:
     builder = Builder("made").input("tokens", 90).embedding("table", "tokens", "stream", 24)
     for layer in ("0", "1"):
         plain = ("query", "key", "value", "output")
@@ -187,6 +194,8 @@ def transformer(*, rotary: bool, interleaved: bool, norm: str, joint: bool) -> A
             key_heads=keys,
             rotary=rotary,
             interleaved=interleaved,
+            fixed=by_head,
+            by_head=by_head,
         )
         builder.norm("stream", norm, gain=f"{layer}.more.gain", target=f"{layer}.read")
         parts = (f"{layer}.gate", f"{layer}.up", f"{layer}.down")
@@ -196,10 +205,11 @@ def transformer(*, rotary: bool, interleaved: bool, norm: str, joint: bool) -> A
 
 
 DESIGNS = {
-    "rotary": transformer(rotary=True, interleaved=False, norm="rms", joint=False),
-    "rotary, neighbours": transformer(rotary=True, interleaved=True, norm="rms", joint=False),
-    "no rotary": transformer(rotary=False, interleaved=False, norm="rms", joint=False),
-    "layer norm": transformer(rotary=False, interleaved=False, norm="layer", joint=True),
+    "rotary": transformer(rotary=True),
+    "rotary, neighbours": transformer(rotary=True, interleaved=True),
+    "no rotary": transformer(),
+    "layer norm": transformer(norm="layer", joint=True),
+    "head by head": transformer(rotary=True, norm="layer", joint=True, by_head=True),
 }
 
 
@@ -246,7 +256,7 @@ class TestTurnedBack:
         ours = drawn(architecture, 0)
         for name in ("0.key", "0.key.bias", "0.joint", "0.joint.bias"):
             if name in ours:
-                ours[name][:6] = 0
+                ours[name][: 18 if design == "head by head" else 6] = 0
         ours["1.output"][:, :6] = 0
         theirs = dict(rotated(ours, architecture, np.random.default_rng(1)))
         found, was_turned = turned_back(ours, theirs, architecture)
