@@ -1,16 +1,16 @@
 """What `compare` says of networks whose units were reordered, rescaled and flipped, by kind.
 
-    python -m benchmarks.disguised ZOO      half a minute on one core
+    python -m benchmarks.disguised ZOO      two minutes on one core
 
 Each pair is written to two bare safetensors files, so that names and shapes alone tell the
 architecture, and the second is disguised: hidden units, heads and the channels of streams in
 another order, scaled and flipped as far as the design allows. Transformers are asked about once
-more with their streams rotated and the channels of their heads mixed before that. Kin are children
-that were trained further, by how far they went; strangers have the same design and another start,
-and some networks were trained apart from one start. Training here is short, so that many children
-still look like a random start, and `cannot-say` is right for them; `unrelated` is wrong for all
-kin, and whatever says that one model descends from another is wrong for all others. It writes
-benchmarks/results/disguised.json.
+more with their streams rotated and the channels of their heads mixed before that. Copies are the
+first, disguised; kin are children that were trained further, by how far they went; strangers have
+the same design and another start, and some networks were trained apart from one start. Training
+here is short, so that many children still look like a random start, and `cannot-say` is right for
+them; `unrelated` is wrong for all kin, and whatever says that one model descends from another is
+wrong for all others. It writes benchmarks/results/disguised.json.
 """
 
 import sys
@@ -35,7 +35,7 @@ from lineage.engine import LineageEngine
 SEED = 0
 DRIFTS = (0.0, 0.1, 0.3, 1.0, np.inf)
 PAIRS = 100
-"""Pairs of each kind of network, of kin, of strangers and of one start."""
+"""Pairs of each kind of network, of copies, of kin, of strangers and of one start."""
 
 
 def pairs_of(zoo: Zoo, kind: str, rng: np.random.Generator) -> Iterator[tuple[str, str, str]]:
@@ -52,6 +52,7 @@ def pairs_of(zoo: Zoo, kind: str, rng: np.random.Generator) -> Iterator[tuple[st
         by_design[row["design"]].append(row)
     for place in rng.permutation(len(bases))[:PAIRS]:
         one = list(bases.values())[place]
+        yield "copies", one["id"], one["id"]
         others = [r for r in by_design[one["design"]] if r["start_seed"] != one["start_seed"]]
         if others:
             yield "strangers", one["id"], others[rng.integers(len(others))]["id"]

@@ -248,6 +248,34 @@ def partners() -> str:
     return f"{words}\n\n{as_table((*columns, 'worst kind', 'in place'), rows)}"
 
 
+def disguised() -> str:
+    """Return what the concepts tell of `compare` and disguised networks."""
+    found = json.loads((RESULTS / "disguised.json").read_text(encoding="utf-8"))
+    turned = found["said"].pop("rotated transformer")
+    said: dict[str, Counter[str]] = {}
+    for told in found["said"].values():
+        for pair, answers in told.items():
+            said.setdefault(pair, Counter()).update(answers)
+
+    def row(pair: str, answers: Mapping[str, int]) -> tuple[str, ...]:
+        undecided = {"cannot-say": 0, "unrelated": 0} | dict(answers)
+        kin = sum(answers.values()) - undecided["cannot-say"] - undecided["unrelated"]
+        same = answers.get("same-weights", 0)
+        counts = (same, kin - same, undecided["cannot-say"], undecided["unrelated"])
+        return (pair, *map(str, counts))
+
+    rows = [
+        *(row(pair, answers) for pair, answers in sorted(said.items())),
+        *(row(f"rotated transformers: {pair}", told) for pair, told in sorted(turned.items())),
+    ]
+    words = (
+        "What `compare` says of networks of a zoo, the second of each pair disguised in a bare\n"
+        f"file (`benchmarks/results/disguised.json`, {found['date']}):"
+    )
+    columns = ("pairs", "same-weights", "other kin", "cannot-say", "unrelated")
+    return f"{words}\n\n{as_table(columns, rows)}"
+
+
 def _functional() -> str:
     """Return what neural functionals find, and the encoder of the same queries."""
     found = json.loads((RESULTS / "functional.json").read_text(encoding="utf-8"))
@@ -396,6 +424,7 @@ NUMBERS: dict[str, Callable[[], str]] = {
     "encoder": encoder,
     "parents": parents,
     "partners": partners,
+    "disguised": disguised,
     "function": function,
     "streaming": streaming,
     "plain": plain,
