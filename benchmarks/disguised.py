@@ -4,13 +4,13 @@
 
 Each pair is written to two bare safetensors files, so that names and shapes alone tell the
 architecture, and the second is disguised: hidden units, heads and the channels of streams in
-another order, scaled and flipped as far as the design allows. Transformers are asked about once
-more with their streams rotated and the channels of their heads mixed before that. Copies are the
-first, disguised; kin are children that were trained further, by how far they went; strangers have
-the same design and another start, and some networks were trained apart from one start. Training
-here is short, so that many children still look like a random start, and `cannot-say` is right for
-them; `unrelated` is wrong for all kin, and whatever says that one model descends from another is
-wrong for all others. It writes benchmarks/results/disguised.json.
+another order, scaled and flipped as far as the design allows. Transformers are asked about twice
+more, with their streams rotated and the channels of their heads mixed, alone and before the rest.
+Copies are the first, disguised; kin are children that were trained further, by how far they went;
+strangers have the same design and another start, and some networks were trained apart from one
+start. Training here is short, so that many children still look like a random start, and
+`cannot-say` is right for them; `unrelated` is wrong for all kin, and whatever says that one model
+descends from another is wrong for all others. It writes benchmarks/results/disguised.json.
 """
 
 import sys
@@ -73,7 +73,8 @@ def turned_and_disguised(
 
 
 KINDS = {kind: (kind, disguised) for kind in ("cnn", "gnn", "mlp", "rnn", "transformer")} | {
-    "rotated transformer": ("transformer", turned_and_disguised)
+    "rotated transformer": ("transformer", rotated),
+    "rotated and disguised transformer": ("transformer", turned_and_disguised),
 }
 """What is shown → kind of network, and what is done to the second of a pair."""
 

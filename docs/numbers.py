@@ -251,11 +251,11 @@ def partners() -> str:
 def disguised() -> str:
     """Return what the concepts tell of `compare` and disguised networks."""
     found = json.loads((RESULTS / "disguised.json").read_text(encoding="utf-8"))
-    turned = found["said"].pop("rotated transformer")
     said: dict[str, Counter[str]] = {}
-    for told in found["said"].values():
-        for pair, answers in told.items():
-            said.setdefault(pair, Counter()).update(answers)
+    for kind, told in found["said"].items():
+        turned = f"{kind}: " if kind.startswith("rotated") else ""
+        for pair, answers in sorted(told.items()):
+            said.setdefault(turned + pair, Counter()).update(answers)
 
     def row(pair: str, answers: Mapping[str, int]) -> tuple[str, ...]:
         undecided = {"cannot-say": 0, "unrelated": 0} | dict(answers)
@@ -264,10 +264,7 @@ def disguised() -> str:
         counts = (same, kin - same, undecided["cannot-say"], undecided["unrelated"])
         return (pair, *map(str, counts))
 
-    rows = [
-        *(row(pair, answers) for pair, answers in sorted(said.items())),
-        *(row(f"rotated transformers: {pair}", told) for pair, told in sorted(turned.items())),
-    ]
+    rows = [row(pair, answers) for pair, answers in said.items()]
     words = (
         "What `compare` says of networks of a zoo, the second of each pair disguised in a bare\n"
         f"file (`benchmarks/results/disguised.json`, {found['date']}):"

@@ -55,12 +55,15 @@ class Alignment:
         moved: Whether any unit changed its place.
         rescaled: Whether scales or signs were undone.
         turned: Whether a stream or the channels of heads were turned back.
+        plain: Which of the two, `first` or `second`, has the streams that were not rotated; empty
+            where none was, or that cannot be told.
     """
 
     second: Checkpoint
     moved: bool
     rescaled: bool
     turned: bool = False
+    plain: str = ""
 
     @property
     def operations(self) -> tuple[str, ...]:
@@ -174,19 +177,19 @@ def _undone(
     given = {known_as[t.name]: t.read() for t in first.tensors if t.name in known_as}
     weights = {t.name: t.read() for t in second.tensors if t.name in architecture.axes}
     weights = multiplied(reordered(weights, architecture, orders), architecture, factors)
-    weights, turned = turned_back(given, weights, architecture)
-    weights, more = scales_undone(given, weights, architecture, factors)
+    turning = turned_back(given, weights, architecture)
+    weights, more = scales_undone(given, turning.weights, architecture, factors)
     factors |= {name: factors.get(name, 1.0) * scales for name, scales in more.items()}
     scaled = any(is_scaled(f) or (f < 0).any() for f in factors.values())
     coarse: Set[str] = frozenset()
-    if turned or scaled:
+    if turning.turned or scaled:
         stored = {known_as[t.name]: t for t in first.tensors if t.name in known_as}
         weights |= but_for_rounding(given, weights, stored, second.tensors)
         coarse = on_lattices(given, second.tensors)
     tensors = tuple(_with(t, weights.get(t.name), coarse) for t in second.tensors)
     aligned = Checkpoint(second.location, second.format, tensors, adapter=second.adapter)
     moved = any((order != np.arange(len(order))).any() for order in orders.values())
-    return Alignment(aligned, moved, scaled, turned)
+    return Alignment(aligned, moved, scaled, turning.turned, turning.plain)
 
 
 def _same_tensors(ours: Architecture, theirs: Architecture) -> dict[str, str]:

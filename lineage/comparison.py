@@ -21,7 +21,7 @@ from lineage.measure import Measurement, measure
 from lineage.models import Model
 from lineage.relation import decide
 from lineage.third import Meeting, may_meet, meeting_point, refined
-from lineage.verdict import Relation, Verdict
+from lineage.verdict import COPIES, Relation, Verdict
 
 THIRD_MODELS = 6
 """Third models that are asked about one pair; each costs two measurements."""
@@ -105,6 +105,9 @@ SHOWN_IN_PLACE = 0.9
 order, or turned: where only heads were, most tensors are as they were. A new head gives that too.
 """
 
+ROUNDED = 0.01
+"""Distance up to which two models may be copies that rounding has moved apart."""
+
 
 def _may_hide_more(verdict: Verdict) -> bool:
     """Say whether hidden units in another order could explain what was not found to agree."""
@@ -167,8 +170,10 @@ def _aligned(
 ) -> tuple[Measurement, Verdict] | None:
     """Return what is measured and decided once the second's hidden units are put back in order.
 
-    Where they were rescaled or turned, the first is put into the second's scales and bases too:
-    these hide that weights still look like a random start, and a relation has to hold in both.
+    Random scales and bases hide that weights still look like a random start. So where units were
+    rescaled or turned the first is put into the second's scales and bases too, and a relation has
+    to hold in both; where streams were rotated alone, in those of the one that was not. Copies are
+    so in either: small gains make what rounding leaves large in one.
     """
     if not may_be_read(first, second):
         return None
@@ -176,19 +181,34 @@ def _aligned(
     if found is None:
         return None
     measured, verdict, alignment = found
-    if not (verdict.relation.related and (alignment.rescaled or alignment.turned)):
+    if verdict.relation in COPIES or not (alignment.rescaled or alignment.turned):
+        return measured, verdict
+    plain = "" if alignment.rescaled else alignment.plain
+    near = verdict.distance is not None and verdict.distance < ROUNDED
+    if not near and (plain == "first" or not (verdict.relation.related or plain == "second")):
         return measured, verdict
     back = _in_order_of(second, first, margin, opened, taken)
-    if back is not None and not back[1].relation.related:
-        other = back[1]
-        verdict = replace(
-            verdict,
-            relation=other.relation,
-            operations=other.operations,
-            reasons=other.reasons,
-            limits=tuple(dict.fromkeys((*verdict.limits, *other.limits))),
-        )
+    if back is None:
+        return measured, verdict
+    other = back[1]
+    if other.relation in COPIES:
+        shares = other.second_share, other.first_share
+        other = replace(other, first_share=shares[0], second_share=shares[1])
+        return back[0].reversed(), other
+    if plain == "second" or not (plain or other.relation.related):
+        verdict = _as_told_of(verdict, other)
     return measured, verdict
+
+
+def _as_told_of(verdict: Verdict, other: Verdict) -> Verdict:
+    """Return a verdict with the relation of another of the same two, named in the other order."""
+    return replace(
+        verdict,
+        relation=other.relation,
+        operations=other.operations,
+        reasons=other.reasons,
+        limits=tuple(dict.fromkeys((*verdict.limits, *other.limits))),
+    )
 
 
 def _in_order_of(

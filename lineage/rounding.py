@@ -41,11 +41,12 @@ def but_for_rounding(
     for tensor in tensors:
         name = tensor.name
         if name in theirs and name in ours and ours[name].shape == theirs[name].shape:
-            types = [PLAIN.get(side.encoding.name) for side in (tensor, stored[name])]
-            limit = max(_ROUNDED.get(str(dtype), 0.0) for dtype in types)
+            types = [str(PLAIN.get(side.encoding.name)) for side in (tensor, stored[name])]
+            limit = max(_ROUNDED.get(dtype, 0.0) for dtype in types)
             apart = np.linalg.norm(theirs[name].astype(np.float64) - ours[name])
             if 0 < apart <= limit * np.linalg.norm(ours[name].astype(np.float64)):
-                yield name, ours[name].astype(types[0]).astype(np.float32)
+                dtype = types[0] if types[0] in _ROUNDED else "float32"
+                yield name, ours[name].astype(dtype).astype(np.float32)
 
 
 def on_lattices(ours: Mapping[str, Values], tensors: Sequence[Tensor]) -> frozenset[str]:

@@ -11,7 +11,7 @@ of a head is our own.
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,15 +35,31 @@ Values = NDArray[np.floating]
 AS_IT_IS, TURNED = 0.5, 0.5
 """Weights were turned if their cosine as they are is below this share of what it is once they are
 turned, and that is above the second number. Of 250 children of the zoo's transformers, to a drift
-of .6, one attention or stream in a hundred that was not turned has a share below .98, and one that
-was above .23. Beyond, what is found says less: heads of strangers come to a cosine of .23, their
-streams to .65, and hidden units have to be partners before anything is turned."""
+of .6, one attention or stream in a hundred that was not turned has a share below .97, and one that
+was above .19. Of strangers one in twenty comes to a cosine of .33 in its heads, and .65 in its
+streams; but hidden units have to be partners before anything is turned."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Turning:
+    """The second of two models, turned as the first is.
+
+    Args:
+        weights: Its weights.
+        turned: Whether any were turned.
+        plain: Which of the two, `first` or `second`, has streams that were not rotated; empty where
+            that cannot be told.
+    """
+
+    weights: dict[str, Values]
+    turned: bool = False
+    plain: str = ""
 
 
 def turned_back(
     ours: Mapping[str, Values], theirs: dict[str, Values], architecture: Architecture
-) -> tuple[dict[str, Values], bool]:
-    """Return the second model's weights turned as the first's are, and whether any were turned.
+) -> Turning:
+    """Return the second model's weights turned as the first's are.
 
     What was not turned is left as it is: to turn it nonetheless would hide what training did.
 
@@ -53,8 +69,8 @@ def turned_back(
         architecture: What the second's axes mean.
     """
     attentions = [step for step in architecture.steps if step.op is Op.ATTENTION]
-    if not attentions:
-        return theirs, False
+    if not attentions or not _are_finite(theirs):
+        return Turning(theirs)
     with np.errstate(over="ignore", invalid="ignore"):
         plain = folded(theirs, architecture)  # as whoever turned it did first
         streams = _streams_turned_back(ours, plain, architecture)
@@ -62,9 +78,26 @@ def turned_back(
         for step in attentions:
             if all(_fits(ours, found, name) for name in step.tensors.values()):
                 found = _heads_turned_back(ours, found, architecture, step)
-    changed = streams is not plain or found is not before
-    finite = all(np.isfinite(values).all() for values in found.values())
-    return (found, True) if changed and finite else (theirs, False)
+    rotated = streams is not plain
+    if not (rotated or found is not before) or not _are_finite(found):
+        return Turning(theirs)
+    return Turning(found, True, _not_rotated(ours, theirs, architecture) if rotated else "")
+
+
+def _not_rotated(
+    ours: Mapping[str, Values], theirs: Mapping[str, Values], architecture: Architecture
+) -> str:
+    """Return which of two models was not rotated: the one that still has gains."""
+    gains = [step.tensors.get("gain", "") for step in architecture.steps if step.kind == "rms"]
+    known = [gain for gain in gains if _fits(ours, theirs, gain)]
+    folded_sides = [all(is_uniform(side[gain]) for gain in known) for side in (ours, theirs)]
+    if folded_sides[0] == folded_sides[1]:
+        return ""
+    return "second" if folded_sides[0] else "first"
+
+
+def _are_finite(weights: Mapping[str, Values]) -> bool:
+    return all(bool(np.isfinite(values).all()) for values in weights.values())
 
 
 def _fits(ours: Mapping[str, Values], theirs: Mapping[str, Values], name: str) -> bool:
@@ -205,56 +238,66 @@ def _sides(
 def _bases(
     these: tuple[Matrix, Matrix], those: tuple[Matrix, Matrix], rotary: bool, interleaved: bool
 ) -> Matrix | None:
-    """Return the basis that the second's heads are given; None where theirs is the first's.
+    """Return the basis B that the second's heads are given; None where theirs is the first's.
+
+    B · K' = K and Bᵀ · Q = Q' tell it together, so that what is weak on one side is told by the
+    other.
 
     Args:
-        these: Keys, or values, of the first and of the second, (heads, channels, n).
-        those: Queries, or outputs, which take the transposed inverse.
+        these: Keys, or values, of the first and of the second: K and K', (heads, channels, n).
+        those: Queries, or outputs, which take the transposed inverse: Q and Q'.
         rotary: Whether only pairs of channels may be turned and stretched.
         interleaved: Which two are a pair.
     """
     channels = these[0].shape[1]
     with np.errstate(all="ignore"):  # heads that were cut off keep their basis
         if rotary:
-            told, inverse = (_factors(*side, interleaved) for side in (these, those))
-            factors = _between(told, 1 / inverse.conj())
+            factors = _pair_factors(these, those, interleaved)
             bases = pairwise(factors, channels, interleaved=interleaved)
         else:
-            one, other = (_least_squares(*side) for side in (these, those))
-            bases = _between(one, _inverse(other).transpose(0, 2, 1))
+            bases = _whole_bases(these, those)
         back = _inverse(bases).transpose(0, 2, 1)
+        scales = _balance(these[0], bases @ these[1], back @ those[1], those[0])
+        bases, back = bases * scales, back / scales
     lost = ~(np.isfinite(bases) & np.isfinite(back)).all(axis=(1, 2))
     bases[lost] = back[lost] = np.eye(channels)
     turned = _cosine((these[0], bases @ these[1], those[0], back @ those[1]))
     return bases if _were_turned(_cosine((*these, *those)), turned) else None
 
 
-def _least_squares(one: Matrix, other: Matrix) -> Matrix:
-    """Return what the other has to be multiplied by to come nearest to the one, for each head."""
-    return np.asarray(one @ other.transpose(0, 2, 1) @ _inverse(other @ other.transpose(0, 2, 1)))
+def _whole_bases(these: tuple[Matrix, Matrix], those: tuple[Matrix, Matrix]) -> Matrix:
+    """Return what is nearest to both, B · K'K'ᵀ + QQᵀ · B = KK'ᵀ + QQ'ᵀ, for each head."""
+    from scipy.linalg import solve_sylvester
+
+    found = np.full((*these[0].shape[:2], these[0].shape[1]), np.nan)
+    for place, (keys, others, queries, asked) in enumerate(zip(*these, *those, strict=True)):
+        sides = queries @ queries.T, others @ others.T, keys @ others.T + queries @ asked.T
+        if all(np.isfinite(side).all() for side in sides):
+            found[place] = solve_sylvester(*sides)
+    return found
 
 
-def _factors(one: Matrix, other: Matrix, interleaved: bool) -> NDArray[np.complex128]:
+def _pair_factors(
+    these: tuple[Matrix, Matrix], those: tuple[Matrix, Matrix], interleaved: bool
+) -> NDArray[np.complex128]:
     """Return the same for pairs of channels as complex numbers, (heads, pairs)."""
-    first, second = pairs_of(one.shape[1], interleaved=interleaved)
-    ours, theirs = (side[:, first] + 1j * side[:, second] for side in (one, other))
-    return np.asarray(
-        np.sum(ours * theirs.conj(), axis=2) / np.sum(np.abs(theirs) ** 2, axis=2), np.complex128
+    first, second = pairs_of(these[0].shape[1], interleaved=interleaved)
+    keys, others, queries, asked = (
+        side[:, first] + 1j * side[:, second] for side in (*these, *those)
     )
+    agreed = np.sum(keys * others.conj(), axis=2) + np.sum(queries * asked.conj(), axis=2)
+    own = np.sum(np.abs(others) ** 2, axis=2) + np.sum(np.abs(queries) ** 2, axis=2)
+    return np.asarray(agreed / own, np.complex128)
 
 
-def _between(one: Any, other: Any) -> Any:
-    """Return the middle of two estimates, for each head, one too short where the other is too long.
+def _balance(keys: Matrix, others: Matrix, asked: Matrix, queries: Matrix) -> Matrix:
+    """Return what makes both sides of each head as much too long, or too short, as the other.
 
-    Least squares shrinks what it finds the more, the further the two have drifted apart; of the
-    inverse it makes too much.
+    Least squares makes the one too short, the more the further the two have drifted apart.
     """
-    rest = tuple(range(1, one.ndim))
-    lengths = [
-        np.sqrt(np.sum(np.abs(side) ** 2, axis=rest, keepdims=True)) for side in (one, other)
-    ]
-    scale = np.sqrt(lengths[1] / lengths[0])
-    return (one * scale + other / scale) / 2
+    lengths = [np.linalg.norm(side, axis=(1, 2)) for side in (keys, others, asked, queries)]
+    found = np.sqrt(lengths[0] / lengths[1] * lengths[2] / lengths[3])
+    return np.asarray(np.where(np.isfinite(found) & (found > 0), found, 1))[:, None, None]
 
 
 def _inverse(matrices: Matrix) -> Matrix:
