@@ -94,10 +94,12 @@ def after_pairing(verdict: Verdict, margin: float, alignment: Alignment | None) 
         equal = "all tensors are equal once that is undone"
         verdict = replace(verdict, relation=Relation.SAME_WEIGHTS, operations=(), reasons=(equal,))
     related = verdict.relation not in (Relation.UNRELATED, Relation.CANNOT_SAY)
+    # What was undone says more than that the wrapping is another.
+    before = [name for name in verdict.operations if not undone or name != "repackage"]
     return replace(
         verdict,
         relation=verdict.relation if related else Relation.CANNOT_SAY,
-        operations=tuple(dict.fromkeys((*verdict.operations, *undone))) if related else (),
+        operations=tuple(dict.fromkeys((*before, *undone))) if related else (),
         chance=verdict.chance and chance,
         limits=tuple(limit for limit in verdict.limits if limit not in _limits(verdict.chance)),
         reasons=(reason, *(verdict.reasons if related else (_SAME_START_TOO,))),

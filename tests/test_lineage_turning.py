@@ -114,6 +114,7 @@ class TestCompare:
         answer = answer_of("compare", *(pair[::-1] if other_first else pair))
         assert answer["relation"] == Relation.SAME_WEIGHTS
         assert "rotate" in answer["operations"]
+        assert "repackage" not in answer["operations"]
         assert ("reorder" in answer["operations"]) == (change == "rotated and disguised")
 
     @pytest.mark.parametrize("other_first", [False, True])
