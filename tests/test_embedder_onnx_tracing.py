@@ -28,7 +28,6 @@ SYMMETRIES: dict[str, Callable[[Weights, Architecture, np.random.Generator], Wei
     "flipped": flipped,
     "folded": lambda weights, architecture, rng: folded(weights, architecture),
 }
-RNG = np.random.default_rng(7)
 node = helper.make_node
 
 
@@ -43,12 +42,13 @@ class Graph:
     integers: dict[str, list[int]] | None = None
 
     def save(self, path: Path) -> Path:
-        """Write the graph with random weights; variances and gains are positive."""
+        """Write the graph with random weights, the same each time; variances are positive."""
+        rng = np.random.default_rng(7)
         tensors = [
             numpy_helper.from_array(
-                (RNG.normal(size=shape) * 0.5).astype(np.float32)
+                (rng.normal(size=shape) * 0.5).astype(np.float32)
                 if "var" not in name
-                else np.exp(RNG.normal(size=shape)).astype(np.float32),
+                else np.exp(rng.normal(size=shape)).astype(np.float32),
                 name,
             )
             for name, shape in self.constants.items()
@@ -76,8 +76,9 @@ def vectors(size: int) -> dict[str, tuple[int, ...]]:
 
 def branch(name: str) -> onnx.GraphProto:
     """Return a graph with two matrices of its own and one that both branches read."""
+    rng = np.random.default_rng(ord(name[-1]))
     made = [
-        numpy_helper.from_array(RNG.normal(size=shape).astype(np.float32), f"{name}.{letter}")
+        numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), f"{name}.{letter}")
         for letter, shape in (("w", (4, 5)), ("v", (5, 6)))
     ]
     nodes = [
