@@ -8,6 +8,7 @@ of a residual stream).
 """
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,12 +96,21 @@ def with_stream_turned(
         rotation: (channels, channels), from old channels to new ones.
     """
     result = dict(weights)
+    for name, place, _ in axes_of_stream(architecture, root):
+        turned = np.tensordot(rotation, result[name], axes=(1, place))
+        result[name] = np.moveaxis(turned, 0, place).astype(result[name].dtype)
+    return result
+
+
+def axes_of_stream(architecture: Architecture, root: str) -> Iterator[tuple[str, int, Axis]]:
+    """Yield each axis that turns with a stream: name of the tensor, place, axis.
+
+    Gains do not turn: they are alike for all channels.
+    """
     gains = {step.tensors.get("gain") for step in architecture.steps if step.op == Op.NORM}
     for name, place, axis in axes_of(architecture):
         if architecture.root(axis.group) == root and name not in gains:
-            turned = np.tensordot(rotation, result[name], axes=(1, place))
-            result[name] = np.moveaxis(turned, 0, place).astype(result[name].dtype)
-    return result
+            yield name, place, axis
 
 
 def with_bases(

@@ -15,10 +15,8 @@ test before, is our own.
 
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from embedder.architecture import Architecture
 from embedder.checkpoint import Checkpoint, Tensor, tensor_of
@@ -27,7 +25,7 @@ from embedder.encoding import Plain
 from embedder.errors import ArchitectureError
 from embedder.identity import tokens_of
 from embedder.matching import margin_of_kin, turned
-from embedder.symmetry import multiplied, reordered
+from embedder.symmetry import Values, multiplied, reordered
 from embedder.units import Gauge
 from lineage.chance import Chance
 from lineage.partners import Match, orders_beside, partners_of
@@ -35,8 +33,6 @@ from lineage.rescaling import is_scaled, scales_undone
 from lineage.rounding import but_for_rounding, on_lattices
 from lineage.turning import turned_back
 from lineage.verdict import Relation, Verdict
-
-Values = NDArray[np.floating[Any]]
 
 CONTROLS, STRANGERS = 36_679, 0.28
 """How many pairs of strangers were looked at, and the largest margin among them."""
@@ -176,8 +172,14 @@ def _undone(
         if known or is_scaled(scales):
             factors[name] = scales
     known_as = _same_tensors(ours.architecture, architecture)
-    given = {known_as[t.name]: t.read() for t in first.tensors if t.name in known_as}
     weights = {t.name: t.read() for t in second.tensors if t.name in architecture.axes}
+    # Words may have been added, and a head may have other classes.
+    stored = {
+        name: tensor
+        for tensor in first.tensors
+        if (name := known_as.get(tensor.name, "")) and weights[name].shape == tensor.shape
+    }
+    given = {name: tensor.read() for name, tensor in stored.items()}
     weights = multiplied(reordered(weights, architecture, orders), architecture, factors)
     turning = turned_back(given, weights, architecture)
     weights, more = scales_undone(given, turning.weights, architecture, factors)
@@ -185,7 +187,6 @@ def _undone(
     scaled = any(is_scaled(f) or (f < 0).any() for f in factors.values())
     coarse: Set[str] = frozenset()
     if turning.turned or scaled:
-        stored = {known_as[t.name]: t for t in first.tensors if t.name in known_as}
         weights |= but_for_rounding(given, weights, stored, second.tensors)
         coarse = on_lattices(given, second.tensors)
     tensors = tuple(_with(t, weights.get(t.name), coarse) for t in second.tensors)

@@ -192,9 +192,7 @@ def _aligned(
         return measured, verdict
     other = back[1]
     if other.relation in COPIES:
-        shares = other.second_share, other.first_share
-        other = replace(other, first_share=shares[0], second_share=shares[1])
-        return back[0].reversed(), other
+        return back[0].reversed(), _reversed(other, back[0])
     if plain == "second" or not (plain or other.relation.related):
         verdict = _as_told_of(verdict, other)
     return measured, verdict
@@ -238,16 +236,10 @@ def _opener(stack: ExitStack) -> Callable[[Model], Checkpoint]:
 
 def reversed_comparison(found: Comparison) -> Comparison:
     """Return a comparison with the two models in the other order."""
-    verdict = replace(
-        found.verdict,
-        distance=distance_from_second(found),
-        first_share=found.verdict.second_share,
-        second_share=found.verdict.first_share,
-    )
     return Comparison(
         found.second,
         found.first,
-        verdict,
+        _reversed(found.verdict, found.measured),
         found.direction.reversed(),
         found.measured.reversed(),
         found.corrected_for,
@@ -256,13 +248,22 @@ def reversed_comparison(found: Comparison) -> Comparison:
 
 def distance_from_second(found: Comparison) -> float | None:
     """Return ‖Y − X‖ / ‖X‖ with the second model as X."""
-    energies = [0.0, 0.0]
-    for pair in found.measured.pairs:
-        energies[0] += pair.first_energy
-        energies[1] += pair.second_energy
-    if found.verdict.distance is None or min(energies) <= 0:
-        return found.verdict.distance
-    return found.verdict.distance * math.sqrt(energies[0] / energies[1])
+    return _reversed(found.verdict, found.measured).distance
+
+
+def _reversed(verdict: Verdict, measured: Measurement) -> Verdict:
+    """Return what a verdict is with the two models in the other order."""
+    first = sum(pair.first_energy for pair in measured.pairs)
+    second = sum(pair.second_energy for pair in measured.pairs)
+    distance = verdict.distance
+    if distance is not None and min(first, second) > 0:
+        distance *= math.sqrt(first / second)
+    return replace(
+        verdict,
+        distance=distance,
+        first_share=verdict.second_share,
+        second_share=verdict.first_share,
+    )
 
 
 def _meetings(

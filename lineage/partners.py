@@ -6,7 +6,6 @@ which outputs.
 
 from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +14,8 @@ from embedder.anchors import Units
 from embedder.coding import Described, shipped_coder
 from embedder.identity import is_hidden, unit_rows
 from embedder.matching import standing_apart
+from embedder.symmetry import Values
 from embedder.units import Gauge
-
-Values = NDArray[np.floating[Any]]
 
 AGREED = 0.6
 """Share of a stream's channels about which what they hold and what they do must agree; else it may

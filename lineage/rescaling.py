@@ -1,16 +1,12 @@
 """Scales of units that their codes do not tell, told by the weights on both sides of them."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from embedder.architecture import Architecture, Op
-from embedder.symmetry import multiplied
+from embedder.symmetry import Values, multiplied
 from embedder.units import Gauge
-
-Values = NDArray[np.floating[Any]]
 
 RESCALED = 0.2
 """Standard deviation of the logarithm of scales from which units were rescaled: training to a drift
@@ -50,7 +46,7 @@ def scales_undone(
     """Return the second model's weights without the scales of those groups that were rescaled.
 
     Args:
-        ours: The weights of the first model.
+        ours: The weights of the first model, by the names of the second's, of the same shapes.
         theirs: Those of the second, in the order of the first's.
         architecture: What their axes mean.
         told: The groups whose scales have been undone.
@@ -78,9 +74,7 @@ def _ratio(
     size = architecture.groups[name].size
     # By power: the inner product of each unit's weights with the other's, and with themselves.
     products = {power: np.zeros((2, size)) for power in (1, -1)}
-    # Names of tensors may differ, and so may the inputs.
-    alike = [t for t in architecture.axes if t in ours and ours[t].shape == theirs[t].shape]
-    for tensor in alike:
+    for tensor in filter(ours.__contains__, architecture.axes):
         for place, axis in enumerate(architecture.axes[tensor]):
             if axis is not None and axis.group == name and axis.power in products:
                 one, other = (

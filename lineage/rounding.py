@@ -4,16 +4,13 @@ Both move values off the numbers that a type can hold, or off the lattice of a q
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from embedder.checkpoint import Tensor
 from embedder.encoding import PLAIN
+from embedder.symmetry import Values
 from lineage.operations import is_on_lattice
-
-Values = NDArray[np.floating[Any]]
 
 _ROUNDED = {"float64": 1e-6, "float32": 1e-6, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 """Stored type → relative error of a tensor that was turned or rescaled which rounding explains:
@@ -33,14 +30,14 @@ def but_for_rounding(
     to; so they are given the first's values, rounded as the second's are stored.
 
     Args:
-        ours: The weights of the first, by the names of the second's.
+        ours: The weights of the first, by the names of the second's, of the same shapes.
         theirs: Those of the second, turned back.
         stored: The tensors of the first, by the names of the second's.
         tensors: Those of the second.
     """
     for tensor in tensors:
         name = tensor.name
-        if name in theirs and name in ours and ours[name].shape == theirs[name].shape:
+        if name in ours:
             types = [str(PLAIN.get(side.encoding.name)) for side in (tensor, stored[name])]
             limit = max(_ROUNDED.get(dtype, 0.0) for dtype in types)
             apart = np.linalg.norm(theirs[name].astype(np.float64) - ours[name])
@@ -53,14 +50,13 @@ def on_lattices(ours: Mapping[str, Values], tensors: Sequence[Tensor]) -> frozen
     """Return the names of those of the second's tensors that lie on lattices as they are stored.
 
     Args:
-        ours: The weights of the first, by the names of the second's.
+        ours: The weights of the first, by the names of the second's, of the same shapes.
         tensors: Those of the second.
     """
     return frozenset(
         tensor.name
         for tensor in tensors
         if tensor.name in ours
-        and ours[tensor.name].shape == tensor.shape
         and len(tensor.shape) > 1
         and is_on_lattice(tensor.read(), ours[tensor.name])
     )

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from embedder.architecture import Architecture, Op, Step
 from embedder.rotation import (
     Matrix,
+    axes_of_stream,
     axis_of_heads,
     channels_of,
     is_uniform,
@@ -28,9 +29,7 @@ from embedder.rotation import (
     with_bases,
     with_stream_turned,
 )
-from embedder.symmetry import axes_of, folded, multiplied
-
-Values = NDArray[np.floating]
+from embedder.symmetry import Values, folded, multiplied
 
 AS_IT_IS, TURNED = 0.5, 0.5
 """Weights were turned if their cosine as they are is below this share of what it is once they are
@@ -64,7 +63,7 @@ def turned_back(
     What was not turned is left as it is: to turn it nonetheless would hide what training did.
 
     Args:
-        ours: The weights of the first model, by the names of the second's.
+        ours: The weights of the first model, by the names of the second's, of the same shapes.
         theirs: Those of the second, whose hidden units and heads lie in the first's order.
         architecture: What the second's axes mean.
     """
@@ -76,7 +75,7 @@ def turned_back(
         streams = _streams_turned_back(ours, plain, architecture)
         found = before = _with_gains_of(ours, streams, architecture)
         for step in attentions:
-            if all(_fits(ours, found, name) for name in step.tensors.values()):
+            if all(name in ours for name in step.tensors.values()):
                 found = _heads_turned_back(ours, found, architecture, step)
     rotated = streams is not plain
     if not (rotated or found is not before) or not _are_finite(found):
@@ -89,7 +88,7 @@ def _not_rotated(
 ) -> str:
     """Return which of two models was not rotated: the one that still has gains."""
     gains = [step.tensors.get("gain", "") for step in architecture.steps if step.kind == "rms"]
-    known = [gain for gain in gains if _fits(ours, theirs, gain)]
+    known = [gain for gain in gains if gain in ours]
     folded_sides = [all(is_uniform(side[gain]) for gain in known) for side in (ours, theirs)]
     if folded_sides[0] == folded_sides[1]:
         return ""
@@ -98,11 +97,6 @@ def _not_rotated(
 
 def _are_finite(weights: Mapping[str, Values]) -> bool:
     return all(bool(np.isfinite(values).all()) for values in weights.values())
-
-
-def _fits(ours: Mapping[str, Values], theirs: Mapping[str, Values], name: str) -> bool:
-    """Say whether both have a tensor in one shape: words may have been added, names changed."""
-    return name in ours and ours[name].shape == theirs[name].shape
 
 
 def _with_gains_of(
@@ -115,7 +109,7 @@ def _with_gains_of(
     factors = {}
     for step in architecture.steps:
         gain = step.tensors.get("gain", "")
-        if step.op is Op.NORM and step.target != step.source and _fits(ours, theirs, gain):
+        if step.op is Op.NORM and step.target != step.source and gain in ours:
             known, other = ours[gain].astype(np.float64), theirs[gain].astype(np.float64)
             if is_uniform(known) != is_uniform(other):
                 told = (known != 0) & (other != 0)
@@ -169,11 +163,9 @@ def _written(
     Heads have bases of their own, and what reads the stream does so through gains.
     """
     heads = {step.inside for step in architecture.steps if step.op is Op.ATTENTION}
-    gains = {step.tensors.get("gain") for step in architecture.steps if step.op is Op.NORM}
-    for name, place, axis in axes_of(architecture):
+    for name, place, axis in axes_of_stream(architecture, root):
         others = {other.group for other in architecture.axes[name] if other is not None}
-        written = axis.group == root and name not in gains and not others & heads
-        if written and _fits(ours, theirs, name):
+        if name in ours and axis.group == root and not others & heads:
             one, other = (
                 np.moveaxis(side[name], place, 0)
                 .reshape(side[name].shape[place], -1)
