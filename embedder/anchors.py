@@ -366,11 +366,9 @@ class _Pass(_Steps):
                 found.append(self._units(name, backward.pop(name, None)))
             if name in self._gates:
                 forward, read = self._directions(name, self._gates.pop(name))
-                depth, none = self._depth[name], np.zeros_like
-                gates = Units(
-                    name, depth, Gauge.ORDER, forward, none(forward), read, none(read), gates=True
-                )
-                found.append(gates)
+                none, gone = self._nothing(len(read))
+                depth, gauge = self._depth[name], Gauge.ORDER
+                found.append(Units(name, depth, gauge, forward, none, read, gone, gates=True))
         found.extend(map(self._stream_units, self._entered))
         return [*found, *(self._channel_units(name, backward.get(name)) for name in self._entered)]
 
@@ -385,7 +383,7 @@ class _Pass(_Steps):
         depth, codes = self._entered[name]
         rows, lengths = root_of_moment(codes)
         rows = rows.astype(self._kept, copy=False)
-        none, gone = np.zeros_like(rows), np.zeros_like(lengths)
+        none, gone = self._nothing(len(lengths))
         return Units(name, depth, Gauge.ORDER, rows, none, lengths, gone, stream=True)
 
     def _channel_units(self, name: str, back: Array | None) -> Units:
@@ -395,7 +393,8 @@ class _Pass(_Steps):
         tied = [group.gauge for group in groups if self._architecture.root(group.name) == name]
         gauge = Gauge.NAMED if Gauge.NAMED in tied else Gauge.ORDER
         forward, read = self._directions(name, codes)
-        reached, reach = self._directions(name, np.zeros_like(codes) if back is None else back)
+        nothing = self._nothing(len(read))
+        reached, reach = nothing if back is None else self._directions(name, back)
         return Units(name, depth, gauge, forward, reached, read, reach, channels=True)
 
     def _forget(self, step: Step, depth: int) -> None:
@@ -457,12 +456,14 @@ class _Pass(_Steps):
         codes = self._codes.pop(name, None) if codes is None else codes
         if codes is None:
             raise ArchitectureError(f"{name}: no step writes it")
-        back = np.zeros_like(codes) if back is None else back
         gated = name in self._gates
         scaled = gated or group.gauge is Gauge.SCALE
-        strength = strength_of(codes, back) if scaled and back.any() else None
+        paired = back if scaled and back is not None and back.any() else None
+        strength = None if paired is None else strength_of(codes, paired)
         forward, read = self._directions(name, codes, strength)
-        if back is self._anchors.get(len(back)):
+        if back is None:
+            reached, reach = self._nothing(len(codes))
+        elif back is self._anchors.get(len(back)):
             if len(back) not in self._anchor_directions:
                 self._anchor_directions[len(back)] = self._directions(name, back)
             reached, reach = self._anchor_directions[len(back)]
@@ -480,6 +481,10 @@ class _Pass(_Steps):
             scaled=scaled,
             spectrum=self._spectra.get(name),
         )
+
+    def _nothing(self, count: int) -> tuple[Array, NDArray[np.float64]]:
+        """Return codes of units that do nothing, and their lengths: zeros that take no memory."""
+        return np.broadcast_to(self._kept(0), (count, WIDTH)), np.broadcast_to(np.zeros(1), count)
 
     def _directions(
         self, name: str, codes: Array, strength: NDArray[np.float64] | None = None

@@ -25,6 +25,43 @@ class Label:
 
 
 @dataclass(frozen=True, slots=True)
+class Trail:
+    """The linear maps that a value comes from which may be part of an attention or a gated map.
+
+    Args:
+        maps: Units that one map writes; those of query and key, once they have met; those of value
+            behind them, once what was attended to is added up; or those of a gate and of what it
+            was multiplied with.
+        plain: Whether their channels were only moved, scaled alike and given their bias.
+        gated: Whether they are those of a gated map.
+    """
+
+    maps: tuple[int, ...]
+    plain: bool = True
+    gated: bool = False
+
+    @property
+    def single(self) -> int | None:
+        """The units of the one map; None if there are several."""
+        return self.maps[0] if len(self.maps) == 1 else None
+
+    def meeting(self, other: "Trail") -> "Trail | None":
+        """Return the trail of a product of values; None if it is none of an attention."""
+        if self.gated or len(other.maps) > 1 or len(self.maps) > 2:
+            return None
+        if len(self.maps) == 2:  # values may not be changed on the way, queries and keys may
+            return Trail(self.maps + other.maps, self.plain) if other.plain else None
+        return Trail(self.maps + other.maps, self.plain and other.plain)
+
+    def opening(self, other: "Trail") -> "Trail | None":
+        """Return the trail of one map's units times those of another; None if neither is a gate."""
+        gate, up = sorted((self, other), key=lambda trail: trail.plain)
+        if None in (gate.single, up.single) or gate.plain or not up.plain or gate.maps == up.maps:
+            return None
+        return Trail(gate.maps + up.maps, gated=True)
+
+
+@dataclass(frozen=True, slots=True)
 class Value:
     """What is computed on the way.
 
@@ -33,15 +70,28 @@ class Value:
         shape: Its shape, None for a size that the graph does not say; None if not even the number
             of axes is known.
         fresh: Number of the step that made it, where nothing else was added since.
+        trail: The linear maps that it comes from, where it may be part of an attention.
     """
 
     labels: Mapping[int, Label] = field(default_factory=dict)
     shape: tuple[int | None, ...] | None = None
     fresh: int | None = None
+    trail: Trail | None = None
+
+    @property
+    def single(self) -> int | None:
+        """The units of the one linear map that it comes from; None if there are several or none."""
+        return None if self.trail is None else self.trail.single
+
+    def length(self, place: int) -> int | None:
+        """Return how many places it has on an axis, counted from the end; None if not known."""
+        if self.shape is None:
+            return None
+        return 1 if len(self.shape) + place < 0 else self.shape[place]
 
     def is_single(self, place: int) -> bool:
         """Say whether it certainly has one place on an axis, counted from the end."""
-        return self.shape is not None and (len(self.shape) + place < 0 or self.shape[place] == 1)
+        return self.length(place) == 1
 
     def without(self, places: Collection[int], shape: tuple[int | None, ...] | None) -> "Value":
         """Return a value of a shape, with the units of this one on all but some of its axes."""
@@ -178,7 +228,9 @@ class FollowedUnits:
         labels: dict[int, Label] = {}
         for place in sorted({place for value in values for place in value.labels}):
             first: Label | None = None
-            longest = max(self.places(value, place) for value in values)
+            longest = max(
+                max(self.places(value, place), value.length(place) or 0) for value in values
+            )
             for value in values:
                 label = value.labels.get(place)
                 if label is not None and self.places(value, place) < longest:

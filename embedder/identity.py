@@ -114,11 +114,12 @@ def is_hidden(group: Units) -> bool:
 def _joined(part: str, pieces: Sequence[tuple[Array, bool]]) -> Tokens:
     """Return the codes of several groups as one, without those that are zero."""
     width = 2 * WIDTH if part in PAIR_PARTS else WIDTH
-    codes = np.concatenate([np.zeros((0, width)), *(codes for codes, _ in pieces)])
+    none = np.zeros((0, width), np.float32)
+    codes = np.concatenate([none, *(codes for codes, _ in pieces)], dtype=np.float32)
     even = np.concatenate([np.zeros(0, bool), *(np.full(len(c), flag) for c, flag in pieces)])
     halves = codes.reshape(len(codes), width // WIDTH, WIDTH)
     alive = np.any(halves != 0, axis=2).all(axis=1)
-    return Tokens(codes[alive].astype(np.float32), even[alive])
+    return Tokens(codes[alive], even[alive])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -247,7 +248,8 @@ def features(
         read, reach = (unit_rows(half) for half in np.split(turned, 2, axis=1))
         return np.asarray((read @ frequencies[:WIDTH]) * (reach @ frequencies[WIDTH:]))
     phase = unit_rows(turned) @ frequencies
-    sines = np.where(tokens.even[:, None], 0, np.sin(phase))
+    sines, odd = np.zeros_like(phase), ~tokens.even
+    sines[odd] = np.sin(phase[odd])
     return np.concatenate([np.cos(phase), sines], axis=1)
 
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -10,28 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from embedder.architecture import Architecture
 from embedder.errors import ArchitectureError, MalformedError, MissingExtraError
-from embedder.followed import Constant, Label, Value
-from embedder.onnx_lattice import LatticeRules, is_first_only
-from embedder.onnx_values import GraphValues, Known, attribute_of, is_float, parts_of
+from embedder.followed import Constant, Label, Trail, Value
+from embedder.onnx_attention import ACTIVATIONS, SAME, AttentionRules
+from embedder.onnx_lattice import is_first_only
+from embedder.onnx_sizes import FREE, with_sizes
+from embedder.onnx_values import Known, attribute_of, is_float
 from embedder.readers.onnx_file import OnnxFile
 from embedder.units import Gauge
 
 if TYPE_CHECKING:
     import onnx
 
-_ACTIVATIONS = {
-    **{"Relu": "relu", "LeakyRelu": "leaky_relu", "Tanh": "tanh", "Erf": "erf", "Sin": "sin"},
-    **{"Sigmoid": "sigmoid", "Gelu": "gelu", "Softplus": "softplus", "Swish": "silu"},
-    **{
-        op: op.lower()
-        for op in (
-            *("HardSigmoid", "HardSwish", "Elu", "Selu", "Celu", "Mish", "Softsign", "Clip"),
-            *("Exp", "Log", "Sqrt", "Reciprocal", "Floor", "Ceil", "Round", "Abs", "Sign", "Cos"),
-            *("Softmax", "LogSoftmax", "Not", "IsNaN", "IsInf"),
-        )
-    },
-}
-_SAME = frozenset({"Identity", "Cast", "Dropout", "Neg"})
 _MEANS = frozenset({"AveragePool", "GlobalAveragePool"})
 _MAXIMA = frozenset({"MaxPool", "GlobalMaxPool"})
 _SUMS = frozenset({"Add", "Sub", "Sum", "Max", "Min", "Mean", "Where"})
@@ -45,9 +33,6 @@ _KEPT = frozenset(
     | {"DynamicQuantizeLSTM"}
 )
 """Operations after which units are not followed."""
-
-
-_HIDDEN = "not.inferred"
 
 
 def describe_onnx(path: Path) -> Architecture:
@@ -82,34 +67,18 @@ def describe_onnx_model(model: "onnx.ModelProto") -> Architecture:
     Raises:
         ArchitectureError: A node cannot be followed; it is named.
     """
-    return _Walk(_with_sizes(model).graph).run()
+    walk = _Walk(with_sizes(model).graph)
+    found = walk.run()
+    if not walk.tracer.cut_for_nothing:
+        return found
+    try:
+        one, other = (_Walk(with_sizes(model, free=first).graph).run() for first in FREE)
+    except ArchitectureError:
+        return found
+    return one if one == other else found
 
 
-def _with_sizes(model: "onnx.ModelProto") -> "onnx.ModelProto":
-    """Return a model with the sizes of its values, as far as they can be inferred.
-
-    Bodies of functions are left out, and so are slices that may run backwards: where such a one
-    meets an axis without places, the inference of sizes ends the whole process.
-    """
-    from onnx import ModelProto, shape_inference
-
-    work = ModelProto()
-    work.CopyFrom(model)
-    del work.functions[:]
-    facts = GraphValues(work.graph)
-    nodes = [node for part in parts_of(work.graph) for node in part.node]
-    for node in nodes:
-        if node.op_type == "Slice" and not facts.runs_forward(node):
-            node.domain = _HIDDEN
-    with suppress(shape_inference.InferenceError):  # unknown sizes keep units where they are
-        work = shape_inference.infer_shapes(work, data_prop=True)
-    for part in parts_of(work.graph):
-        for node in part.node:
-            node.domain = node.domain.replace(_HIDDEN, "")
-    return work
-
-
-class _Walk(LatticeRules):
+class _Walk(AttentionRules):
     """Goes through the nodes of a graph and tells a tracer what they do."""
 
     def rules(self) -> dict[str, Callable[[Any], Known]]:
@@ -117,8 +86,9 @@ class _Walk(LatticeRules):
         return {
             **self.axis_rules(),
             **self.lattice_rules(),
-            **dict.fromkeys(_ACTIVATIONS, self.activation),
-            **dict.fromkeys(_SAME, self.same),
+            **self.norm_rules(),
+            **dict.fromkeys(ACTIVATIONS, self.activation),
+            **dict.fromkeys(SAME, self.same),
             **dict.fromkeys(_MEANS | _MAXIMA, self.pool),
             **dict.fromkeys(_SUMS, self.sum),
             **dict.fromkeys(_PRODUCTS, self.product),
@@ -131,9 +101,6 @@ class _Walk(LatticeRules):
             "MatMulInteger": self.matmul,
             "Gemm": self.gemm,
             "MatMul": self.matmul,
-            "BatchNormalization": self.batch_norm,
-            "LayerNormalization": self.layer_norm,
-            "InstanceNormalization": self.instance_norm,
         }
 
     def run(self) -> Architecture:
@@ -143,6 +110,8 @@ class _Walk(LatticeRules):
             found = self.values.get(info.name, Value())
             if isinstance(found, Value):
                 self.tracer.keep(found)
+        for name, units in self.touched.items():
+            self.tracer.hold(units if name not in self.in_norms else ())
         return self.finish()
 
     def walk(
@@ -165,12 +134,15 @@ class _Walk(LatticeRules):
             if isinstance(found, Value):
                 known = (self.values.get(name) for name in node.input)
                 self.tracer.use(one.name for one in known if isinstance(one, Constant))
+                found = replace(found, trail=found.trail or self.trail(node))
+                self.use_trails(node, found)
+                self.touched.update(dict.fromkeys(node.output[:1], self.touched_by(node)))
             for place, name in enumerate(node.output):
                 if place and is_first_only(node):
                     found = Value()
                 if isinstance(found, Value) and len(node.output) > 1:
                     found = replace(found, shape=self.sizes.get(name), fresh=None)
-                self.values[name] = found
+                self.values[name] = self.apart.pop(name, found)
 
     def choose(self, node: "onnx.NodeProto", rules: Mapping[str, Callable[[Any], Known]]) -> None:
         """Follow both branches of a choice: what they give has the same units."""
@@ -182,6 +154,9 @@ class _Walk(LatticeRules):
         for name, given in zip(node.output, results, strict=False):
             found = [self.values.get(info.name, Value()) for info in given]
             values = [Value(getattr(known, "labels", {}), known.shape) for known in found]
+            for known in found:
+                if isinstance(known, Value) and known.trail is not None:
+                    self.tracer.use_trail(known.trail, Value())
             lengths = {None if value.shape is None else len(value.shape) for value in values}
             if len(lengths) == 1 and None not in lengths:
                 self.values[name] = Value(self.tracer.joined(values), self.sizes.get(name))
@@ -249,7 +224,7 @@ class _Walk(LatticeRules):
             units, step = self.tracer.linear(
                 value, weight, read=read, written=written, at=at, bias=bias
             )
-        elif groups == weight.shape[0] and weight.shape[1] == 1 and at in value.labels:
+        elif groups == weight.shape[0] and weight.shape[1] == 1 and _is_whole(value.labels.get(at)):
             units, step = self.tracer.unitwise(value, weight, at=at, bias=bias)
         else:
             return self.kept(node)
@@ -264,21 +239,23 @@ class _Walk(LatticeRules):
         read, written = (1, 0) if turned else (0, 1)
         units, step = self.tracer.linear(value, weights[0], read=read, written=written, at=-1)
         others = {place: label for place, label in value.labels.items() if place != -1}
-        found = Value({**others, -1: Label(units)}, self.shape(node), step)
+        found = Value({**others, -1: Label(units)}, self.shape(node), step, Trail((units,)))
         if biases:
             self.tracer.along(found, biases[0], power=1)
             found = replace(found, fresh=None)
         return found
 
     def matmul(self, node: "onnx.NodeProto") -> Known:
-        """Follow a product with a matrix of the model; other products keep their units."""
+        """Follow a product with a matrix of the model, or one of two values."""
         weights = self.constants(node, 1)
+        if not weights and not self.constants(node, 0):
+            return self.meeting(node)
         if not weights or len(weights[0].shape) != 2 or isinstance(self.input(node, 0), Constant):
             return self.kept(node)
         value = self.value(node)
         units, step = self.tracer.linear(value, weights[0], read=0, written=1, at=-1)
         labels = {place: label for place, label in value.labels.items() if place != -1}
-        return Value({**labels, -1: Label(units)}, self.shape(node), step)
+        return Value({**labels, -1: Label(units)}, self.shape(node), step, Trail((units,)))
 
     def recurrent(self, node: "onnx.NodeProto") -> Known:
         """Follow recurrent cells; all directions share the order of their units."""
@@ -302,46 +279,9 @@ class _Walk(LatticeRules):
         self.tracer.fix(found, sign=any(a.name == "activations" for a in node.attribute))
         return found
 
-    def batch_norm(self, node: "onnx.NodeProto") -> Known:
-        """Follow a batch norm."""
-        value, found = self.value(node), self.constants(node, 1, 2, 3, 4)
-        vectors = dict(zip(("gain", "offset", "mean", "variance"), found, strict=False))
-        if len(vectors) != 4 or value.shape is None:
-            return self.kept(node)
-        return self.tracer.norm(
-            value,
-            "batch",
-            vectors,
-            at=1 - len(value.shape),
-            alone=self.readers[node.input[0]] == 1,
-            epsilon=attribute_of(node, "epsilon", 1e-5),
-        )
-
-    def layer_norm(self, node: "onnx.NodeProto") -> Known:
-        """Follow a layer norm over the last axis."""
-        value, axes = self.value(node), attribute_of(node, "axis", -1)
-        last = axes in (-1, len(value.shape or ()) - 1)
-        vectors = dict(zip(("gain", "offset"), self.constants(node, 1, 2), strict=False))
-        if not last or len(vectors) != len(node.input) - 1:
-            return self.kept(node)
-        epsilon = attribute_of(node, "epsilon", 1e-5)
-        return self.tracer.norm(value, "layer", vectors, at=-1, alone=False, epsilon=epsilon)
-
-    def instance_norm(self, node: "onnx.NodeProto") -> Known:
-        """Follow a norm over the pixels of each channel."""
-        value, vectors = self.value(node), self.constants(node, 1, 2)
-        if value.shape is None or len(vectors) != 2:
-            return self.kept(node)
-        self.tracer.fix(value)
-        label = value.labels.get(1 - len(value.shape))
-        if label is not None:
-            for vector in vectors:
-                self.tracer.vector(vector, label, power=0)
-        return replace(value, fresh=None)
-
     def activation(self, node: "onnx.NodeProto") -> Known:
         """Follow a function of each element, or one over units that knows no order."""
-        return self.tracer.activate(self.value(node), _ACTIVATIONS[node.op_type])
+        return self.tracer.activate(self.value(node), ACTIVATIONS[node.op_type])
 
     def same(self, node: "onnx.NodeProto") -> Known:
         """Follow what changes no unit."""
@@ -369,12 +309,15 @@ class _Walk(LatticeRules):
         values = [term for term in terms if isinstance(term, Value)]
         if not values:
             return Value(shape=self.shape(node))
+        if node.op_type == "Add" and any(set(value.labels) == {-1} for value in values):
+            terms = [self.laid(term) if self.has_rows(term) else term for term in terms]
+            values = [term for term in terms if isinstance(term, Value)]
         found = self.joined(node, values)
         if node.op_type not in ("Add", "Sub", "Sum", "Mean"):
             self.tracer.fix(found, scale=False)
         alone = all(self.readers[name] == 1 for name in node.input)
         is_bias = node.op_type == "Add" and len(values) == 1 and alone
-        added = replace(found, fresh=values[0].fresh if is_bias else None)
+        added = replace(found, fresh=self.tracer.number_of(values[0]) if is_bias else None)
         for term in terms:
             if isinstance(term, Constant):
                 self.tracer.along(added, term, power=1)
@@ -386,8 +329,8 @@ class _Walk(LatticeRules):
         values = [term for term in terms if isinstance(term, Value)]
         if not values:
             return self.scaled(node) or Value(shape=self.shape(node))
-        if stepped := self.stepped(node):
-            return stepped
+        if found := self.stepped(node) or self.norm_of_many(node):
+            return found
         by_units = isinstance(terms[-1], Value) and bool(terms[-1].labels)
         linear = node.op_type == "Mul" or (node.op_type == "Div" and not by_units)
         if node.op_type == "PRelu":
@@ -396,10 +339,17 @@ class _Walk(LatticeRules):
             for value in values:
                 self.tracer.fix(value)
         found = self.joined(node, values, product=True)
+        if node.op_type == "Mul":
+            found = replace(found, trail=self.trail_of_gates(values))
         for term in terms:
             if isinstance(term, Constant):
                 self.tracer.along(found, term, power=0)
         return found
+
+
+def _is_whole(label: Label | None) -> bool:
+    """Say whether units lie along an axis one by one."""
+    return label is not None and (label.before, label.inner) == (1, 1)
 
 
 def _is_weight(known: Known) -> bool:

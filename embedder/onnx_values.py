@@ -24,6 +24,9 @@ class GraphValues:
     def __init__(self, graph: "onnx.GraphProto") -> None:
         self.graph = graph
         self.values: dict[str, Known] = {}
+        self.apart: dict[str, Value] = {}  # outputs that differ from the first one of their node
+        self.touched: dict[str, set[int]] = {}  # value → units that its node treats one by one
+        self.in_norms: set[str] = set()  # values inside norms of several nodes, and what these give
         self.uniform: set[str] = set()  # values that are equal everywhere
         self.sizes: dict[str, tuple[int | None, ...]] = {}
         self.protos: dict[str, onnx.TensorProto] = {}
@@ -44,6 +47,7 @@ class GraphValues:
         shapes = {name: tuple(proto.dims) for name, proto in self.protos.items()}
         for name, shape in shapes.items():
             self.values[name] = Constant(name, shape, tuple(range(len(shape))), self.scalar(name))
+        self.makers = {name: node for part in parts for node in part.node for name in node.output}
         self.readers = Counter(name for part in parts for n in part.node for name in n.input)
         self.readers.update(info.name for part in parts for info in part.output)
         self.tracer = Tracer(shapes=shapes)

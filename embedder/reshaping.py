@@ -59,6 +59,18 @@ def reshaped(value: Value, sizes: Mapping[int, int], shape: Shape) -> tuple[Valu
     return Value(labels, shape), lost
 
 
+def cut_last(old: Shape, new: Shape) -> Shape:
+    """Return what the last axis is cut into; nothing if it is not cut, or not alone.
+
+    Example:
+        >>> cut_last((None, None, 12), (None, None, 3, 4)), cut_last((2, 12), (8, 3))
+        ((3, 4), ())
+    """
+    last = range(len(old) - 1, len(old))
+    after = next((after for before, after in _aligned(old, new) if before == last), range(0))
+    return new[after.start :] if len(after) > 1 else ()
+
+
 def _aligned(old: Shape, new: Shape) -> list[tuple[range, range]]:
     """Return pairs of neighbouring axes, of the old and the new shape, that hold the same places.
 

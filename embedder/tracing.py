@@ -7,24 +7,30 @@ units a meaning, so that they stay where they are. All of that is safe: a descri
 less than it could, never more.
 
 Steps name what writes and reads units, not how values meet: a product of two maps is noted like
-their sum, and attention as its four matrices, with heads that stay where they are.
+their sum. Attention is told by how heads meet (`embedder.traced_blocks`); where it is not, it is
+noted as its four matrices, with heads that stay where they are.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from embedder.architecture import Architecture, Op, Step
 from embedder.errors import ArchitectureError
 from embedder.followed import Constant, Label, Value
-from embedder.noted import Draft, NotedAxes
+from embedder.noted import Draft
+from embedder.traced_blocks import TracedBlocks
 from embedder.units import Gauge, Group
 
 
 @dataclass
-class Tracer(NotedAxes):
+class Tracer(TracedBlocks):
     """Collects units, axes and steps while a graph is walked."""
 
     _steps: list[Step] = field(default_factory=list)
+    _tables: set[int] = field(default_factory=set)
+    """Numbers of steps that add a table."""
+    _held: set[int] = field(default_factory=set)
+    """Units that something treats one by one."""
     _behind: dict[int, Step] = field(default_factory=dict)
     """Batch norms by the number of the step before them."""
 
@@ -59,7 +65,21 @@ class Tracer(NotedAxes):
             tensors["bias"] = self.vector(bias, Label(target), power=1)
         turned = weight.stored[read] == 0
         self._add(Op.LINEAR, label.units, target, tensors, turned=turned)
-        return target, len(self._steps) - 1
+        number = len(self._steps) - 1
+        self._writers[target] = number
+        self.reads(number, value.trail)
+        return target, number
+
+    def bias_of(self, units: int) -> str:
+        """Return the name of the bias of the map that made units; empty if it has none."""
+        number = self._writers.get(units)
+        return "" if number is None else self._steps[number].tensors.get("bias", "")
+
+    def number_of(self, value: Value) -> int | None:
+        """Return the number of the step that a value comes from unchanged, but for rounding."""
+        if value.fresh is not None or value.trail is None or not value.trail.plain:
+            return value.fresh
+        return None if value.single is None else self._writers.get(value.single)
 
     def unitwise(
         self, value: Value, weight: Constant, *, at: int, bias: Constant | None = None
@@ -84,6 +104,27 @@ class Tracer(NotedAxes):
         tensors = {"weight": self.note(weight, axes)}
         self._add(Op.EMBEDDING, source, target, tensors, turned=True)
         return target
+
+    def hold(self, units: Iterable[int]) -> None:
+        """Note units that may not be rotated, since something treats them one by one."""
+        self._held.update(units)
+
+    def table(self, constant: Constant) -> Label:
+        """Return new units that a table holds on its last axis, for each place on the one before.
+
+        It is read as positions are, if what it is added to turns out to be a residual stream. A
+        table without another axis is one row, which nothing tells from a bias.
+        """
+        units, last = self.new_units(constant.shape[-1]), len(constant.shape) - 1
+        axes = {last: Draft(Label(units), 1)}
+        if last == 0:
+            self.note(constant, axes)
+            return Label(units)
+        rows = self.new_units(constant.shape[-2], named=True)
+        tensors = {"weight": self.note(constant, {**axes, last - 1: Draft(Label(rows))})}
+        self._add(Op.EMBEDDING, rows, units, tensors, turned=True)
+        self._tables.add(len(self._steps) - 1)
+        return Label(units)
 
     def norm(
         self,
@@ -128,13 +169,14 @@ class Tracer(NotedAxes):
         self._add(Op.NORM, label.units, target, tensors, kind=kind, epsilon=epsilon)
         if in_place and number is not None:
             self._behind[number] = self._steps.pop()
-        return Value({**value.labels, at: after}, value.shape)
+            return Value({**value.labels, at: after}, value.shape)
+        return Value({**value.labels, at: after}, value.shape, len(self._steps) - 1)
 
     def _ends(self, number: int, label: Label) -> bool:
         """Say whether a step made the units of a label, with tensors that it alone uses."""
         step = self._steps[number]
         alone = all(self.uses[name] == 1 for name in step.tensors.values())
-        return alone and step.target == str(label.units)
+        return alone and step.op is not Op.NORM and step.target == str(label.units)
 
     def _begin_later(self, number: int) -> None:
         step = self._steps[number]
@@ -183,9 +225,10 @@ class Tracer(NotedAxes):
         if axes and power and value.fresh is not None and constant.stored == (0,):
             step = self._steps[value.fresh]
             alone = len(axes) == 1 and step.target == str(axes[0].label.units)
-            if alone and "bias" not in step.tensors:
-                bias = {**step.tensors, "bias": constant.name}
-                self._steps[value.fresh] = replace(step, tensors=bias)
+            role = "offset" if step.op is Op.NORM else "bias"
+            if alone and role not in step.tensors:
+                tensors = {**step.tensors, role: constant.name}
+                self._steps[value.fresh] = replace(step, tensors=tensors)
 
     def _add(
         self,
@@ -212,6 +255,9 @@ class Tracer(NotedAxes):
         if not self.axes:
             raise ArchitectureError("the graph has no layer whose units could be followed")
         self.keep_what_is_read_elsewhere()
+        traced = self._without_other_tables(
+            self.in_blocks(dict(enumerate(self._steps)), self._behind)
+        )
         axes = {
             name: tuple(None if draft is None else self.final_axis(draft) for draft in drafts)
             for name, drafts in self.axes.items()
@@ -221,15 +267,37 @@ class Tracer(NotedAxes):
                 step,
                 source=self.name_of(int(step.source)),
                 target=self.name_of(int(step.target)),
+                inside=self.name_of(int(step.inside)) if step.inside else "",
                 tensors=self._alone(step, number),
             )
-            for number, first in enumerate(self._steps)
+            for number, first in traced.items()
             for step in (first, self._behind.get(number))
             if step is not None
         )
-        roots = sorted({self.find(units) for units in range(len(self.units))})
-        groups = {self.name_of(root): self._group(root) for root in roots}
+        roots = sorted({self.find(units) for units in range(len(self.units))} - self._gone)
+        streams = {self._order_of(int(s.source)) for s in traced.values() if s.kind == "rms"}
+        groups = {self.name_of(root): self._group(root, streams) for root in roots}
         return Architecture(family, groups, axes, steps)
+
+    def _without_other_tables(self, steps: Mapping[int, Step]) -> dict[int, Step]:
+        """Return the steps without tables that are not added to a residual stream."""
+        streams = {
+            self._order_of(int(step.target))
+            for number, step in steps.items()
+            if step.op in (Op.EMBEDDING, Op.ATTENTION) and number not in self._tables
+        }
+        return {
+            number: step
+            for number, step in steps.items()
+            if number not in self._tables or self._order_of(int(step.target)) in streams
+        }
+
+    def _order_of(self, units: int) -> int:
+        """Return the units that give units their order: themselves, unless they are tied."""
+        root = self.find(units)
+        while (tied := self.units[root].tied) is not None:
+            root = self.find(tied)
+        return root
 
     def _alone(self, step: Step, number: int) -> dict[str, str]:
         """Return the tensors of a step; of a norm those that may be changed with it alone."""
@@ -244,8 +312,8 @@ class Tracer(NotedAxes):
             if self.times(name) == 1 and (single or role in ("gain", "offset"))
         }
 
-    def _group(self, root: int) -> Group:
-        units = self.units[root]
+    def _group(self, root: int, streams: set[int]) -> Group:
+        units, held = self.units[root], {self.find(units) for units in self._held}
         gauge = Gauge.ORDER
         if units.named:
             gauge = Gauge.NAMED
@@ -257,4 +325,6 @@ class Tracer(NotedAxes):
         activation = units.activation
         if activation == "linear" and units.scale and not units.sign:
             activation = "maximum"  # without a function of its own, and yet not linear
+        elif activation == "linear" and root in held and self._order_of(root) in streams:
+            activation = "unit by unit"  # a stream that may not be rotated
         return Group(self.name_of(root), units.size, gauge, activation, tied)

@@ -13,7 +13,7 @@ Source: matching units by weights, Ainsworth et al. 2023 (Git Re-Basin), ICLR; t
 test before, is our own.
 """
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -171,17 +171,11 @@ def _undone(
         known = match.even or architecture.groups[name].gauge is Gauge.SCALE
         if known or is_scaled(scales):
             factors[name] = scales
-    known_as = _same_tensors(ours.architecture, architecture)
     weights = {t.name: t.read() for t in second.tensors if t.name in architecture.axes}
-    # Words may have been added, and a head may have other classes.
-    stored = {
-        name: tensor
-        for tensor in first.tensors
-        if (name := known_as.get(tensor.name, "")) and weights[name].shape == tensor.shape
-    }
-    given = {name: tensor.read() for name, tensor in stored.items()}
+    stored, given = _given(ours.architecture, architecture, first, weights)
     weights = multiplied(reordered(weights, architecture, orders), architecture, factors)
-    turning = turned_back(given, weights, architecture)
+    like = _like(ours.architecture, architecture)
+    turning = turned_back(given, weights, like)
     weights, more = scales_undone(given, turning.weights, architecture, factors)
     factors |= {name: factors.get(name, 1.0) * scales for name, scales in more.items()}
     scaled = any(is_scaled(f) or (f < 0).any() for f in factors.values())
@@ -195,17 +189,40 @@ def _undone(
     return Alignment(aligned, moved, scaled, turning.turned, turning.plain)
 
 
-def _same_tensors(ours: Architecture, theirs: Architecture) -> dict[str, str]:
-    """Return the names of one model's tensors, and those of the same tensors of the other.
+def _given(
+    ours: Architecture, theirs: Architecture, first: Checkpoint, weights: Mapping[str, Values]
+) -> tuple[dict[str, Tensor], dict[str, Values]]:
+    """Return the tensors of the first model, and their values, as the second names and lays them.
 
     Tensors are the same if the same step uses them in the same role, whatever they are called.
+    Words may have been added, and a head may have other classes: those are left out.
     """
-    return {
-        name: step.tensors[role]
-        for own, step in zip(ours.steps, theirs.steps, strict=False)
-        for role, name in own.tensors.items()
-        if role in step.tensors
-    }
+    stored: dict[str, Tensor] = {}
+    given: dict[str, Values] = {}
+    tensors = {tensor.name: tensor for tensor in first.tensors}
+    for own, step in zip(ours.steps, theirs.steps, strict=False):
+        for role, name in step.tensors.items():
+            tensor = tensors.get(own.tensors.get(role, ""))
+            if tensor is None or name in given or len(tensor.shape) != weights[name].ndim:
+                continue
+            turned = own.turned != step.turned and len(tensor.shape) == 2
+            if (tensor.shape[::-1] if turned else tensor.shape) == weights[name].shape:
+                values = tensor.read()
+                stored[name], given[name] = tensor, values.T if turned else values
+    return stored, given
+
+
+def _like(ours: Architecture, theirs: Architecture) -> Architecture:
+    """Return the second's description, with what only the first's says about its attention.
+
+    A graph does not say by what queries and keys are turned.
+    """
+    steps = list(theirs.steps)
+    for place, (own, step) in enumerate(zip(ours.steps, theirs.steps, strict=False)):
+        if step.fixed and own.rotary and own.op is step.op:
+            step = replace(step, rotary=True, interleaved=own.interleaved)
+            steps[place] = replace(step, fixed=own.fixed)
+    return replace(theirs, steps=tuple(steps))
 
 
 def _with(tensor: Tensor, values: Values | None, coarse: Set[str]) -> Tensor:

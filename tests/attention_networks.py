@@ -51,7 +51,7 @@ def llama(
         def rms(name: str, x: Tensor) -> Tensor:
             return functional.rms_norm(x, x.shape[-1:], w[f"{name}.weight"], 1e-6)
 
-        x = w[f"{prefix}embed_tokens.weight"][x]
+        x = functional.embedding(x, w[f"{prefix}embed_tokens.weight"])
         for i in range(layers):
             p = f"{prefix}layers.{i}"
             h = rms(f"{p}.input_layernorm", x)
@@ -82,7 +82,7 @@ def llama(
 
 def gpt2(*, prefix: str = "transformer.", head: bool = False) -> Network:
     width, heads, layers = 12, 3, 2
-    shapes: Shapes = {f"{prefix}wte.weight": (11, width), f"{prefix}wpe.weight": (8, width)}
+    shapes: Shapes = {f"{prefix}wte.weight": (11, width), f"{prefix}wpe.weight": (77, width)}
     for i in range(layers):
         p = f"{prefix}h.{i}"
         shapes |= norm_shapes(f"{p}.ln_1", width) | norm_shapes(f"{p}.ln_2", width)
@@ -101,10 +101,14 @@ def gpt2(*, prefix: str = "transformer.", head: bool = False) -> Network:
         def turned(name: str, x: Tensor) -> Tensor:
             return x @ w[f"{name}.weight"] + w[f"{name}.bias"]
 
-        x = w[f"{prefix}wte.weight"][x] + w[f"{prefix}wpe.weight"][: x.shape[1]]
+        x = (
+            functional.embedding(x, w[f"{prefix}wte.weight"])
+            + w[f"{prefix}wpe.weight"][: x.shape[1]]
+        )
         for i in range(layers):
             p = f"{prefix}h.{i}"
-            q, k, v = turned(f"{p}.attn.c_attn", layer_norm(w, f"{p}.ln_1", x)).chunk(3, dim=-1)
+            joint = turned(f"{p}.attn.c_attn", layer_norm(w, f"{p}.ln_1", x))
+            q, k, v = (joint[..., n * width : (n + 1) * width] for n in range(3))
             x = x + turned(f"{p}.attn.c_proj", attend(q, k, v, heads))
             h = functional.gelu(turned(f"{p}.mlp.c_fc", layer_norm(w, f"{p}.ln_2", x)))
             x = x + turned(f"{p}.mlp.c_proj", h)
@@ -119,7 +123,7 @@ def bert(*, prefix: str = "bert.", labels: int = 3) -> Network:
     e = f"{prefix}embeddings"
     shapes: Shapes = {
         f"{e}.word_embeddings.weight": (11, width),
-        f"{e}.position_embeddings.weight": (8, width),
+        f"{e}.position_embeddings.weight": (77, width),
         f"{e}.token_type_embeddings.weight": (2, width),
     } | norm_shapes(f"{e}.LayerNorm", width)
     for i in range(layers):
@@ -137,7 +141,7 @@ def bert(*, prefix: str = "bert.", labels: int = 3) -> Network:
 
     def forward(w: Torch, x: Tensor) -> Tensor:
         x = (
-            w[f"{e}.word_embeddings.weight"][x]
+            functional.embedding(x, w[f"{e}.word_embeddings.weight"])
             + w[f"{e}.position_embeddings.weight"][: x.shape[1]]
             + w[f"{e}.token_type_embeddings.weight"][0]
         )
@@ -164,7 +168,7 @@ def distilbert(*, prefix: str = "distilbert.") -> Network:
     e = f"{prefix}embeddings"
     shapes: Shapes = {
         f"{e}.word_embeddings.weight": (11, width),
-        f"{e}.position_embeddings.weight": (8, width),
+        f"{e}.position_embeddings.weight": (77, width),
     } | norm_shapes(f"{e}.LayerNorm", width)
     for i in range(layers):
         p = f"{prefix}transformer.layer.{i}"
@@ -178,7 +182,10 @@ def distilbert(*, prefix: str = "distilbert.") -> Network:
     shapes |= affine_shapes("pre_classifier", width, width) | affine_shapes("classifier", 3, width)
 
     def forward(w: Torch, x: Tensor) -> Tensor:
-        x = w[f"{e}.word_embeddings.weight"][x] + w[f"{e}.position_embeddings.weight"][: x.shape[1]]
+        x = (
+            functional.embedding(x, w[f"{e}.word_embeddings.weight"])
+            + w[f"{e}.position_embeddings.weight"][: x.shape[1]]
+        )
         x = layer_norm(w, f"{e}.LayerNorm", x)
         for i in range(layers):
             p = f"{prefix}transformer.layer.{i}"
@@ -223,7 +230,7 @@ def shapes_before_norms(p: str, width: int, names: tuple[str, str, str, str]) ->
 
 def gpt_neox(*, prefix: str = "gpt_neox.") -> Network:
     """Attention and hidden units read the stream beside each other; half of a head is turned."""
-    width, heads, channels, layers = 12, 3, 4, 2
+    width, heads, channels, layers = 16, 4, 4, 2
     shapes: Shapes = {f"{prefix}embed_in.weight": (11, width)}
     for i in range(layers):
         p = f"{prefix}layers.{i}"
@@ -236,7 +243,7 @@ def gpt_neox(*, prefix: str = "gpt_neox.") -> Network:
     shapes |= norm_shapes(f"{prefix}final_layer_norm", width) | {"embed_out.weight": (11, width)}
 
     def forward(w: Torch, x: Tensor) -> Tensor:
-        x = w[f"{prefix}embed_in.weight"][x]
+        x = functional.embedding(x, w[f"{prefix}embed_in.weight"])
         for i in range(layers):
             p = f"{prefix}layers.{i}"
             joint = affine(
@@ -272,7 +279,7 @@ def phi(*, prefix: str = "model.") -> Network:
     shapes |= norm_shapes(f"{prefix}final_layernorm", width) | affine_shapes("lm_head", 11, width)
 
     def forward(w: Torch, x: Tensor) -> Tensor:
-        x = w[f"{prefix}embed_tokens.weight"][x]
+        x = functional.embedding(x, w[f"{prefix}embed_tokens.weight"])
         for i in range(layers):
             p = f"{prefix}layers.{i}"
             h = layer_norm(w, f"{p}.input_layernorm", x)
@@ -292,7 +299,7 @@ def opt(*, prefix: str = "model.decoder.") -> Network:
     width, heads, layers = 12, 3, 2
     shapes: Shapes = {
         f"{prefix}embed_tokens.weight": (11, width),
-        f"{prefix}embed_positions.weight": (8, width),
+        f"{prefix}embed_positions.weight": (77, width),
     }
     for i in range(layers):
         shapes |= shapes_before_norms(f"{prefix}layers.{i}", width, OPT_NAMES)
@@ -300,7 +307,10 @@ def opt(*, prefix: str = "model.decoder.") -> Network:
 
     def forward(w: Torch, x: Tensor) -> Tensor:
         table = w[f"{prefix}embed_tokens.weight"]
-        x = table[x] + w[f"{prefix}embed_positions.weight"][2 : 2 + x.shape[1]]
+        x = (
+            functional.embedding(x, table)
+            + w[f"{prefix}embed_positions.weight"][2 : 2 + x.shape[1]]
+        )
         for i in range(layers):
             x = block_before_norms(w, f"{prefix}layers.{i}", x, heads, OPT_NAMES, functional.relu)
         return functional.linear(layer_norm(w, f"{prefix}final_layer_norm", x), table)
@@ -318,7 +328,7 @@ def clip_text(*, prefix: str = "") -> Network:
     p = f"{prefix}text_model"
     shapes: Shapes = {
         f"{p}.embeddings.token_embedding.weight": (11, width),
-        f"{p}.embeddings.position_embedding.weight": (8, width),
+        f"{p}.embeddings.position_embedding.weight": (77, width),
     }
     for i in range(layers):
         shapes |= shapes_before_norms(f"{p}.encoder.layers.{i}", width, CLIP_NAMES)
@@ -326,7 +336,7 @@ def clip_text(*, prefix: str = "") -> Network:
     shapes[f"{prefix}text_projection.weight"] = (5, width)
 
     def forward(w: Torch, x: Tensor) -> Tensor:
-        embedded = w[f"{p}.embeddings.token_embedding.weight"][x]
+        embedded = functional.embedding(x, w[f"{p}.embeddings.token_embedding.weight"])
         x = embedded + w[f"{p}.embeddings.position_embedding.weight"][: x.shape[1]]
         for i in range(layers):
             x = block_before_norms(
@@ -354,7 +364,7 @@ def clip_vision(*, prefix: str = "") -> Network:
 
     def forward(w: Torch, x: Tensor) -> Tensor:
         patches = functional.conv2d(x, w[f"{p}.embeddings.patch_embedding.weight"], stride=patch)
-        first = w[f"{p}.embeddings.class_embedding"].expand(len(x), 1, -1)
+        first = w[f"{p}.embeddings.class_embedding"].expand(x.shape[0], 1, -1)
         x = torch.cat([first, patches.flatten(2).transpose(1, 2)], dim=1)
         x = layer_norm(w, f"{p}.pre_layrnorm", x + w[f"{p}.embeddings.position_embedding.weight"])
         for i in range(layers):
@@ -390,10 +400,12 @@ def vit() -> Network:
         proj = "patch_embed.proj"
         x = functional.conv2d(x, w[f"{proj}.weight"], w[f"{proj}.bias"], stride=patch)
         x = x.flatten(2).transpose(1, 2)
-        x = torch.cat([w["cls_token"].expand(len(x), -1, -1), x], dim=1) + w["pos_embed"]
+        x = torch.cat([w["cls_token"].expand(x.shape[0], -1, -1), x], dim=1) + w["pos_embed"]
         for i in range(layers):
             p = f"blocks.{i}"
-            q, k, v = affine(w, f"{p}.attn.qkv", layer_norm(w, f"{p}.norm1", x)).chunk(3, dim=-1)
+            joint = affine(w, f"{p}.attn.qkv", layer_norm(w, f"{p}.norm1", x))
+            joint = joint.reshape(*x.shape[:2], 3, heads, width // heads)
+            q, k, v = (part.flatten(2) for part in joint.unbind(2))
             x = x + affine(w, f"{p}.attn.proj", attend(q, k, v, heads))
             h = functional.gelu(affine(w, f"{p}.mlp.fc1", layer_norm(w, f"{p}.norm2", x)))
             x = x + affine(w, f"{p}.mlp.fc2", h)

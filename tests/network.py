@@ -75,7 +75,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, *, rotary: int = 0) -> T
 
     def split(x: Tensor) -> Tensor:
         x = x.reshape(*x.shape[:-1], -1, channels).transpose(1, 2)
-        return x.repeat_interleave(heads // x.shape[1], dim=1)
+        return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
 
     q, k, v = split(q), split(k), split(v)
     if rotary:

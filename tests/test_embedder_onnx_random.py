@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from embedder.architecture import Architecture, Builder
 from embedder.errors import ArchitectureError
 from embedder.onnx_tracing import describe_onnx_model
+from embedder.rotation import rotated
 from embedder.symmetry import flipped, folded, permuted, rescaled
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -27,6 +28,7 @@ SYMMETRIES: dict[str, Callable[[Weights, Architecture, np.random.Generator], Wei
     "rescaled": rescaled,
     "flipped": flipped,
     "folded": lambda weights, architecture, rng: folded(weights, architecture),
+    "rotated": rotated,
 }
 
 
@@ -44,7 +46,8 @@ class Maker:
             *[self.multiply, self.constant, self.batch_norm, self.layer_norm, self.matmul],
             *[self.matmul, self.depthwise, self.transpose, self.reshape, self.concat, self.slice],
             *[self.reduce, self.pool, self.softmax, self.gather, self.pad, self.split],
-            *[self.single, self.instance_norm, self.slope, self.gru],
+            *[self.single, self.instance_norm, self.slope, self.gru, self.meet, self.norm_of_many],
+            *[self.attention, self.attention, self.attention, self.gated],
         ]
         for _ in range(int(self.rng.integers(4, 14))):
             # The newest values are read most, so that graphs are deep.
@@ -208,6 +211,136 @@ class Maker:
     def softmax(self, x: str, shape: Shape) -> None:
         self.node("Softmax", [x], shape, axis=int(self.rng.integers(len(shape))))
 
+    def newest(self, count: int = 1) -> str:
+        """Return the name of the newest value, or of an earlier one."""
+        return self.values[-count][0]
+
+    def disturb(self) -> None:
+        """Do something at random to the newest value, or nothing."""
+        name, shape = self.values[-1]
+        if self.rng.integers(8) == 0:
+            kinds = [self.function, self.constant, self.multiply, self.add, self.softmax]
+            kinds[int(self.rng.integers(len(kinds)))](name, shape)
+
+    def flat(self, x: str, shape: Shape) -> tuple[str, tuple[int, int, int]]:
+        """Return a value as examples × places × units."""
+        if len(shape) == 3:
+            return x, (shape[0], shape[1], shape[2])
+        new = (shape[0], math.prod(shape[1:-1]), shape[-1])
+        self.node("Reshape", [x, self.integer(list(new))], new)
+        return self.newest(), new
+
+    def affine(self, x: str, shape: Shape, out: int) -> None:
+        self.node("MatMul", [x, self.weight(shape[-1], out)], (*shape[:-1], out))
+        if self.rng.integers(2):
+            self.node("Add", [self.newest(), self.weight(out)], (*shape[:-1], out))
+
+    def cut(self, heads: int, *, turned: bool = False) -> None:
+        """Cut the newest value into heads and channels."""
+        name, (batch, length, width) = self.values[-1]
+        new = [batch, length, heads, width // heads]
+        self.node("Reshape", [name, self.integer(new)], tuple(new))
+        order = [0, 2, 3, 1] if turned else [0, 2, 1, 3]
+        left = tuple(new[place] for place in order)
+        self.node("Transpose", [self.newest()], left, perm=order)
+        self.disturb()
+
+    def parts(self, x: str, shape: Shape, heads: int, channels: int) -> list[tuple[str, Shape]]:
+        """Return query, key and value, from maps of their own or from a joint one."""
+        found, width, kind = [], heads * channels, int(self.rng.integers(4))
+        if kind < 2:
+            for _ in range(3):
+                self.affine(x, shape, width)
+                self.disturb()
+                found.append(self.values[-1])
+            return found
+        self.affine(x, shape, 3 * width)
+        self.disturb()
+        if kind == 2:
+            self.node("Split", [self.newest()], *[(*shape[:-1], width)] * 3, axis=-1)
+        else:
+            by_head = [heads, 3, channels], [heads, 1, channels]
+            stacked = [3, heads, channels], [1, heads, channels]
+            whole, part = by_head if self.rng.integers(2) else stacked
+            new = [*shape[:-1], *whole]
+            self.node("Reshape", [self.newest(), self.integer(new)], tuple(new))
+            cut = (*shape[:-1], *part)
+            self.node("Split", [self.newest()], *[cut] * 3, axis=2 + whole.index(3))
+            flat = [*shape[:-1], width]
+            for _ in range(3):
+                self.node("Reshape", [self.newest(3), self.integer(flat)], tuple(flat))
+        found = self.values[-3:]
+        swapped = self.rng.permutation(3) if self.rng.integers(4) == 0 else range(3)
+        return [found[place] for place in swapped]
+
+    def attention(self, x: str, shape: Shape) -> None:
+        """Add heads that see each other, or what is nearly that."""
+        x, whole = self.flat(x, shape) if len(shape) > 1 else (x, (0, 0, 0))
+        if not whole[0] or whole[1] > 12:
+            return
+        heads, channels = self.among(2, 4), self.among(2, 3)
+        given = self.parts(x, whole, heads, channels)
+        cut = []
+        for place, part in enumerate(given):
+            self.values.append(part)
+            self.cut(heads, turned=place == 1)
+            cut.append(self.values[-1])
+        (query, _), (key, _), (seen, size) = cut
+        self.node("MatMul", [query, key], (whole[0], heads, whole[1], whole[1]))
+        self.disturb()
+        self.node("Softmax", [self.newest()], self.values[-1][1], axis=-1)
+        self.node("MatMul", [self.newest(), seen], size)
+        self.disturb()
+        order = (whole[0], whole[1], heads, channels)
+        self.node("Transpose", [self.newest()], order, perm=[0, 2, 1, 3])
+        flat = [whole[0], whole[1], heads * channels]
+        self.node("Reshape", [self.newest(), self.integer(flat)], tuple(flat))
+        self.disturb()
+        self.affine(*self.values[-1], whole[2])
+        self.node("Add", [self.newest(), x], whole)
+
+    def gated(self, x: str, shape: Shape) -> None:
+        """Add the product of an activated map and a plain one, or what is nearly that."""
+        self.node("MatMul", [x, self.weight(shape[-1], 5)], (*shape[:-1], 5))
+        gate, size = self.values[-1]
+        self.node("Sigmoid", [gate], size)
+        self.node("Mul", [gate, self.newest()], size)
+        self.disturb()
+        gate = self.newest()
+        self.node("MatMul", [x, self.weight(shape[-1], 5)], size)
+        self.disturb()
+        self.node("Mul", [gate, self.newest()], size)
+        self.disturb()
+        self.node("MatMul", [self.newest(), self.weight(5, shape[-1])], shape)
+
+    def meet(self, x: str, shape: Shape) -> None:
+        """Multiply two values of any origin."""
+        if len(shape) > 1:
+            other = str(self.rng.choice([name for name, size in self.values if size == shape]))
+            order = [*range(len(shape) - 2), len(shape) - 1, len(shape) - 2]
+            turned = tuple(shape[place] for place in order)
+            self.node("Transpose", [other], turned, perm=order)
+            self.node("MatMul", [x, self.newest()], (*shape[:-1], shape[-2]))
+
+    def norm_of_many(self, x: str, shape: Shape) -> None:
+        """Add a norm that is made of several nodes, or what is nearly that."""
+        single = (*shape[:-1], 1)
+        if self.rng.integers(2):
+            self.node("ReduceMean", [x], single, axes=[-1])
+            self.node("Sub", [x, self.newest()], shape)
+            x = self.newest()
+        self.disturb()
+        self.node("Mul", [x, self.newest() if self.values[-1][1] == shape else x], shape)
+        self.node("ReduceMean", [self.newest()], single, axes=[-1])
+        self.constants["epsilon"] = np.full(1, 1e-5, np.float32)
+        self.node("Add", [self.newest(), "epsilon"], single)
+        self.node("Sqrt", [self.newest()], single)
+        self.node("Div", [x, self.newest()], shape)
+        self.disturb()
+        self.node("Mul", [self.newest(), self.weight(shape[-1])], shape)
+        if self.rng.integers(2):
+            self.node("Add", [self.newest(), self.weight(shape[-1])], shape)
+
     def gru(self, x: str, shape: Shape) -> None:
         if len(shape) == 3:
             weights = [self.weight(1, 12, shape[2]), self.weight(1, 12, 4)]
@@ -263,7 +396,7 @@ def change_of(made: Maker, symmetry: str) -> float:
 
 
 @given(st.integers(0, 10**6), st.sampled_from(list(SYMMETRIES)))
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=80)
 def test_whatever_is_built_computes_the_same(seed: int, symmetry: str) -> None:
     try:
         change = change_of(Maker(seed), symmetry)

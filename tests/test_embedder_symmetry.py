@@ -209,7 +209,7 @@ def layer_norm(b: Builder, name: str, target: str) -> None:
 
 
 def gpt2_case() -> Case:
-    b = Builder("gpt2").input("tokens", 11).input("positions", 8)
+    b = Builder("gpt2").input("tokens", 11).input("positions", 77)
     b.embedding("transformer.wte.weight", "tokens", "stream", 12)
     b.embedding("transformer.wpe.weight", "positions", "stream", 12)
     for i in range(2):
