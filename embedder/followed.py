@@ -134,6 +134,8 @@ class FollowedUnits:
 
     units: list[Units] = field(default_factory=list)
     same: list[int] = field(default_factory=list)
+    held: set[int] = field(default_factory=set)
+    """Units that something treats one by one, so that they may not be rotated."""
 
     def new_units(self, size: int, *, named: bool = False, tied: int | None = None) -> int:
         """Return new units."""
@@ -146,6 +148,13 @@ class FollowedUnits:
         while self.same[units] != units:
             units = self.same[units]
         return units
+
+    def order_of(self, units: int) -> int:
+        """Return the units that give units their order: themselves, unless they are tied."""
+        root = self.find(units)
+        while (tied := self.units[root].tied) is not None:
+            root = self.find(tied)
+        return root
 
     def join(self, first: int, second: int) -> None:
         """Make two units the same, with one order and one scale."""

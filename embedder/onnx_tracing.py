@@ -111,7 +111,7 @@ class _Walk(AttentionRules):
             if isinstance(found, Value):
                 self.tracer.keep(found)
         for name, units in self.touched.items():
-            self.tracer.hold(units if name not in self.in_norms else ())
+            self.tracer.held |= set() if name in self.in_norms else units
         return self.finish()
 
     def walk(

@@ -11,7 +11,7 @@ their sum. Attention is told by how heads meet (`embedder.traced_blocks`); where
 noted as its four matrices, with heads that stay where they are.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from embedder.architecture import Architecture, Op, Step
@@ -29,8 +29,6 @@ class Tracer(TracedBlocks):
     _steps: list[Step] = field(default_factory=list)
     _tables: set[int] = field(default_factory=set)
     """Numbers of steps that add a table."""
-    _held: set[int] = field(default_factory=set)
-    """Units that something treats one by one."""
     _behind: dict[int, Step] = field(default_factory=dict)
     """Batch norms by the number of the step before them."""
 
@@ -104,10 +102,6 @@ class Tracer(TracedBlocks):
         tensors = {"weight": self.note(weight, axes)}
         self._add(Op.EMBEDDING, source, target, tensors, turned=True)
         return target
-
-    def hold(self, units: Iterable[int]) -> None:
-        """Note units that may not be rotated, since something treats them one by one."""
-        self._held.update(units)
 
     def table(self, constant: Constant) -> Label:
         """Return new units that a table holds on its last axis, for each place on the one before.
@@ -275,29 +269,22 @@ class Tracer(TracedBlocks):
             if step is not None
         )
         roots = sorted({self.find(units) for units in range(len(self.units))} - self._gone)
-        streams = {self._order_of(int(s.source)) for s in traced.values() if s.kind == "rms"}
+        streams = {self.order_of(int(s.source)) for s in traced.values() if s.kind == "rms"}
         groups = {self.name_of(root): self._group(root, streams) for root in roots}
         return Architecture(family, groups, axes, steps)
 
     def _without_other_tables(self, steps: Mapping[int, Step]) -> dict[int, Step]:
         """Return the steps without tables that are not added to a residual stream."""
         streams = {
-            self._order_of(int(step.target))
+            self.order_of(int(step.target))
             for number, step in steps.items()
             if step.op in (Op.EMBEDDING, Op.ATTENTION) and number not in self._tables
         }
         return {
             number: step
             for number, step in steps.items()
-            if number not in self._tables or self._order_of(int(step.target)) in streams
+            if number not in self._tables or self.order_of(int(step.target)) in streams
         }
-
-    def _order_of(self, units: int) -> int:
-        """Return the units that give units their order: themselves, unless they are tied."""
-        root = self.find(units)
-        while (tied := self.units[root].tied) is not None:
-            root = self.find(tied)
-        return root
 
     def _alone(self, step: Step, number: int) -> dict[str, str]:
         """Return the tensors of a step; of a norm those that may be changed with it alone."""
@@ -313,7 +300,7 @@ class Tracer(TracedBlocks):
         }
 
     def _group(self, root: int, streams: set[int]) -> Group:
-        units, held = self.units[root], {self.find(units) for units in self._held}
+        units, held = self.units[root], {self.find(units) for units in self.held}
         gauge = Gauge.ORDER
         if units.named:
             gauge = Gauge.NAMED
@@ -325,6 +312,6 @@ class Tracer(TracedBlocks):
         activation = units.activation
         if activation == "linear" and units.scale and not units.sign:
             activation = "maximum"  # without a function of its own, and yet not linear
-        elif activation == "linear" and root in held and self._order_of(root) in streams:
+        elif activation == "linear" and root in held and self.order_of(root) in streams:
             activation = "unit by unit"  # a stream that may not be rotated
         return Group(self.name_of(root), units.size, gauge, activation, tied)
