@@ -126,7 +126,8 @@ class Streamed:
     def _product(self, codes: Array, *, transposed: bool) -> Array:
         """Add up what the blocks give, in their order."""
         # A power of two is taken out, so that codes of any length fit into float32.
-        exponent = math.frexp(float(np.abs(codes).max(initial=0)))[1]
+        largest = max(float(codes.max(initial=0)), -float(codes.min(initial=0)))
+        exponent = math.frexp(largest)[1]
         scale = np.ldexp(1.0, max(-_MOST_EXPONENT, min(exponent, _MOST_EXPONENT)))
         codes = np.ascontiguousarray(codes / scale, dtype=np.float32)
         axis = self.layout.column if transposed else self.layout.row
