@@ -23,6 +23,11 @@ class Label:
     before: int = 1
     inner: int | None = 1
 
+    @property
+    def whole(self) -> bool:
+        """Whether each unit has one place, in their order."""
+        return (self.before, self.inner) == (1, 1)
+
 
 @dataclass(frozen=True, slots=True)
 class Trail:

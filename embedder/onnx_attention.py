@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from embedder.followed import Constant, Trail, Value
-from embedder.onnx_norms import NormRules
+from embedder.onnx_norms import SAME, NormRules
 from embedder.onnx_values import Known
 
 if TYPE_CHECKING:
@@ -24,17 +24,17 @@ ACTIVATIONS = {
         )
     },
 }
-SAME = frozenset({"Identity", "Cast", "Dropout", "Neg"})
+NEAR = SAME | {"Neg"}
 """Operations that let units be, but for a sign."""
 
-_MOVES = SAME | frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"})
+_MOVES = NEAR | frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"})
 _MOVES |= frozenset({"QuantizeLinear", "DequantizeLinear", "Expand", "Tile"})
 """Operations that leave the channels of heads as they are, but for rounding."""
 _TURNS = frozenset({"Add", "Sub", "Mul", "Div", "Slice", "Split", "Concat", "Pow", "Sqrt"})
 _TURNS |= frozenset({"ReduceMean", "Reciprocal", "LayerNormalization", "RMSNormalization"})
 _TURNS |= ACTIVATIONS.keys()
 """Operations by which queries and keys are turned by their position, normed or activated."""
-_TURNING = SAME | frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Shape"})
+_TURNING = NEAR | frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Shape"})
 _TURNING |= frozenset({"MatMul", "Gemm", "Gather", "RMSNormalization"})
 """Operations for which it is the same whether units are rotated before or after."""
 _SCORED = frozenset({"Where", "Max", "Min"})
@@ -46,7 +46,7 @@ class AttentionRules(NormRules):
 
     def trail(self, node: "onnx.NodeProto") -> Trail | None:
         """Return the trail of what a node gives, if its inputs have one and it can be followed."""
-        terms = [self.input(node, place) for place in range(len(node.input))]
+        terms = self.terms(node)
         values = [term for term in terms if isinstance(term, Value)]
         trails = [value.trail for value in values if value.trail is not None]
         if len({trail.maps for trail in trails}) != 1:
@@ -82,12 +82,12 @@ class AttentionRules(NormRules):
         """Say whether a value that was rotated over its units gives a rotated result."""
         if node.op_type not in ("Add", "Sub"):
             return node.op_type in _TURNING
-        others = [self.input(node, place) for place in range(len(node.input))]
+        others = self.terms(node)
         return all(_lies_along(other, place) for other in others for place in value.labels)
 
     def leaves_channels(self, node: "onnx.NodeProto", trail: Trail) -> bool:
         """Say whether a node moves channels, scales them alike or adds the bias of their map."""
-        terms = [self.input(node, place) for place in range(len(node.input))]
+        terms = self.terms(node)
         constants = [term for term in terms if isinstance(term, Constant)]
         if node.op_type in ("Mul", "Div"):
             factors = [t for t in terms if isinstance(t, Constant) or (t and t.trail is None)]

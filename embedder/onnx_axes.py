@@ -172,7 +172,7 @@ class AxisRules(GraphValues):
 
     def concat(self, node: "onnx.NodeProto") -> Known:
         """Follow values that are put beside each other; on their own axis units are kept."""
-        terms = [self.input(node, place) for place in range(len(node.input))]
+        terms = self.terms(node)
         if all(isinstance(term, Constant) for term in terms):
             return Value(shape=self.shape(node))
         values = [self.laid(term) for term in terms]

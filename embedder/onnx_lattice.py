@@ -42,7 +42,7 @@ class LatticeRules(AxisRules):
 
     def scaled(self, node: "onnx.NodeProto") -> Constant | None:
         """Return the bytes that a node multiplies with their scale; None if it does not."""
-        terms = [self.input(node, place) for place in range(len(node.input))]
+        terms = self.terms(node)
         constants = [term for term in terms if isinstance(term, Constant)]
         if node.op_type != "Mul" or len(constants) != 2 or len(terms) != 2:
             return None

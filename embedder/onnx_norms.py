@@ -12,7 +12,8 @@ from embedder.onnx_values import Known, attribute_of, name_of
 if TYPE_CHECKING:
     import onnx
 
-_NOTHING = frozenset({"Identity", "Cast", "Dropout"})
+SAME = frozenset({"Identity", "Cast", "Dropout"})
+"""Operations that change nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +147,7 @@ class NormRules(LatticeRules):
         node = self.maker(name)
         if node is not None and node.op_type == "Reciprocal":
             return str(node.input[0])
-        if node is not None and node.op_type == "Div" and self.number(node.input[0]) == 1:
+        if node is not None and node.op_type == "Div" and self.scalar(node.input[0]) == 1:
             return str(node.input[1])
         return None
 
@@ -157,7 +158,7 @@ class NormRules(LatticeRules):
         if added is None or added.op_type != "Add":
             return None
         for mean, number in (added.input, added.input[::-1]):
-            square, epsilon = self.maker(self.mean_of(mean) or ""), self.number(number)
+            square, epsilon = self.maker(self.mean_of(mean) or ""), self.scalar(number)
             if square is not None and epsilon is not None and self.squares(square, top):
                 return epsilon
         return None
@@ -167,7 +168,7 @@ class NormRules(LatticeRules):
         inputs = [self.plain_name(given) for given in node.input]
         if node.op_type == "Mul":
             return set(inputs) == {self.plain_name(name)}
-        two = node.op_type == "Pow" and self.number(node.input[1]) == 2
+        two = node.op_type == "Pow" and self.scalar(node.input[1]) == 2
         return two and inputs[0] == self.plain_name(name)
 
     def mean_of(self, name: str) -> str | None:
@@ -193,7 +194,7 @@ class NormRules(LatticeRules):
         """Return the name of a value before nodes that change nothing."""
         seen: set[str] = set()  # a graph that was damaged may go in a circle
         while name not in seen and (node := self.makers.get(name)) is not None:
-            if node.op_type not in _NOTHING or not node.input:
+            if node.op_type not in SAME or not node.input:
                 break
             seen.add(name)
             name = node.input[0]
@@ -202,8 +203,3 @@ class NormRules(LatticeRules):
     def maker(self, name: str) -> "onnx.NodeProto | None":
         """Return the node that gives a value, if one does, before those that change nothing."""
         return self.makers.get(self.plain_name(name))
-
-    def number(self, name: str) -> float | None:
-        """Return the one value of a constant; None if it has several or is none."""
-        known = self.values.get(name)
-        return known.scalar if isinstance(known, Constant) else self.scalar(name)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from embedder.architecture import Architecture
 from embedder.errors import ArchitectureError, MalformedError, MissingExtraError
 from embedder.followed import Constant, Label, Trail, Value
-from embedder.onnx_attention import ACTIVATIONS, SAME, AttentionRules
+from embedder.onnx_attention import ACTIVATIONS, NEAR, AttentionRules
 from embedder.onnx_lattice import is_first_only
 from embedder.onnx_sizes import FREE, with_sizes
 from embedder.onnx_values import Known, attribute_of, is_float
@@ -88,7 +88,7 @@ class _Walk(AttentionRules):
             **self.lattice_rules(),
             **self.norm_rules(),
             **dict.fromkeys(ACTIVATIONS, self.activation),
-            **dict.fromkeys(SAME, self.same),
+            **dict.fromkeys(NEAR, self.same),
             **dict.fromkeys(_MEANS | _MAXIMA, self.pool),
             **dict.fromkeys(_SUMS, self.sum),
             **dict.fromkeys(_PRODUCTS, self.product),
@@ -136,7 +136,7 @@ class _Walk(AttentionRules):
                 self.tracer.use(one.name for one in known if isinstance(one, Constant))
                 found = replace(found, trail=found.trail or self.trail(node))
                 self.use_trails(node, found)
-                self.touched.update(dict.fromkeys(node.output[:1], self.touched_by(node)))
+                self.touched[node.output[0]] = self.touched_by(node)
             for place, name in enumerate(node.output):
                 if place and is_first_only(node):
                     found = Value()
@@ -216,7 +216,8 @@ class _Walk(AttentionRules):
         at, groups = 1 - len(weight.shape), attribute_of(node, "group", 1)
         turned = node.op_type == "ConvTranspose"
         self.tracer.keep(value, range(at + 1, 0))  # a kernel slides along these
-        others = {place: label for place, label in value.labels.items() if place < at}
+        others = {place: other for place, other in value.labels.items() if place < at}
+        label = value.labels.get(at)
         if bias is not None:
             self.tracer.fix(Value(others))
         if groups == 1:
@@ -224,7 +225,7 @@ class _Walk(AttentionRules):
             units, step = self.tracer.linear(
                 value, weight, read=read, written=written, at=at, bias=bias
             )
-        elif groups == weight.shape[0] and weight.shape[1] == 1 and _is_whole(value.labels.get(at)):
+        elif groups == weight.shape[0] and weight.shape[1] == 1 and label and label.whole:
             units, step = self.tracer.unitwise(value, weight, at=at, bias=bias)
         else:
             return self.kept(node)
@@ -303,7 +304,7 @@ class _Walk(AttentionRules):
 
     def sum(self, node: "onnx.NodeProto") -> Known:
         """Follow what lets a common scale through: sums, maxima, choices."""
-        terms = [self.input(node, place) for place in range(len(node.input))]
+        terms = self.terms(node)
         if node.op_type == "Where":
             self.tracer.fix(self.value(node))
         values = [term for term in terms if isinstance(term, Value)]
@@ -325,7 +326,7 @@ class _Walk(AttentionRules):
 
     def product(self, node: "onnx.NodeProto") -> Known:
         """Follow a product, or what is like it: scales of units that meet are lost."""
-        terms = [self.input(node, place) for place in range(len(node.input))]
+        terms = self.terms(node)
         values = [term for term in terms if isinstance(term, Value)]
         if not values:
             return self.scaled(node) or Value(shape=self.shape(node))
@@ -345,11 +346,6 @@ class _Walk(AttentionRules):
             if isinstance(term, Constant):
                 self.tracer.along(found, term, power=0)
         return found
-
-
-def _is_whole(label: Label | None) -> bool:
-    """Say whether units lie along an axis one by one."""
-    return label is not None and (label.before, label.inner) == (1, 1)
 
 
 def _is_weight(known: Known) -> bool:

@@ -81,6 +81,10 @@ class GraphValues:
         name = node.input[place]
         return self.values.get(name, Value(shape=self.sizes.get(name)))
 
+    def terms(self, node: "onnx.NodeProto") -> list[Known | None]:
+        """Return all inputs of a node."""
+        return [self.input(node, place) for place in range(len(node.input))]
+
     def value(self, node: "onnx.NodeProto", place: int = 0) -> Value:
         """Return an input as a value; a constant is one without labels."""
         found = self.input(node, place)

@@ -157,7 +157,7 @@ class _Walk(AxisRules):
         """Return what a node gives."""
         rule = rules.get(node.op)
         if rule is None:
-            inputs = [self.input(node, place) for place in range(len(node.inputs))]
+            inputs = self.terms(node)
             labelled = any(isinstance(known, Value) and known.labels for known in inputs)
             if labelled or any(map(_is_weight, inputs)):
                 raise ArchitectureError("the operation cannot be followed")
@@ -199,7 +199,7 @@ class _Walk(AxisRules):
         label = value.labels.get(-1)
         if weight is None or label is None or len(weight.shape) != 4:
             return self.kept(node)
-        if (label.before, label.inner) != (1, 1) or weight.shape[3] != self.tracer.size(label):
+        if not label.whole or weight.shape[3] != self.tracer.size(label):
             return self.kept(node)
         if bias is None and self.input(node, 2) is not None:
             return self.kept(node)
@@ -269,7 +269,7 @@ class _Walk(AxisRules):
 
     def sum(self, node: Node) -> Known:
         """Follow what lets a common scale through: sums, maxima, choices."""
-        terms = [self.input(node, place) for place in range(len(node.inputs))]
+        terms = self.terms(node)
         values = [term for term in terms if isinstance(term, Value)]
         if node.op.startswith("SELECT"):
             self.tracer.fix(self.value(node))
@@ -283,7 +283,7 @@ class _Walk(AxisRules):
 
     def product(self, node: Node) -> Known:
         """Follow a product, or what is like it: scales of units that meet are lost."""
-        terms = [self.input(node, place) for place in range(len(node.inputs))]
+        terms = self.terms(node)
         values = [term for term in terms if isinstance(term, Value)]
         by_units = isinstance(terms[-1], Value) and bool(terms[-1].labels)
         linear = node.op == "MUL" or (node.op == "DIV" and not by_units)
@@ -333,7 +333,7 @@ class _Walk(AxisRules):
             self.tracer.keep(value)
         elif isinstance(found, Constant) and self.model.is_zero(found.name):
             pass  # a state of zeros is the same for all units
-        elif written is None or (written.before, written.inner) != (1, 1):
+        elif written is None or not written.whole:
             self.tracer.keep(Value({**value.labels, 0: label}))
         else:
             self.tracer.keep(value, [place for place in value.labels if place != -1])

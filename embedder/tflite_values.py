@@ -102,6 +102,10 @@ class Values:
             return None
         return self.at(node.inputs[place])
 
+    def terms(self, node: Node) -> list[Known | None]:
+        """Return all inputs of a node."""
+        return [self.input(node, place) for place in range(len(node.inputs))]
+
     def value(self, node: Node, place: int = 0) -> Value:
         """Return an input as a value; a constant is one without labels."""
         found = self.input(node, place)

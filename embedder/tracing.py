@@ -84,7 +84,7 @@ class Tracer(TracedBlocks):
     ) -> tuple[int, int]:
         """Add a depthwise convolution; return its units and the number of the step."""
         label = self.fitting(value, at, weight.shape[0])
-        if (label.before, label.inner) != (1, 1):
+        if not label.whole:
             raise ArchitectureError(f"{weight.name}: reads units that lie apart")
         target = self.new_units(weight.shape[0], tied=label.units)
         draft = Draft(Label(target), 1, source=label.units)
@@ -270,7 +270,8 @@ class Tracer(TracedBlocks):
         )
         roots = sorted({self.find(units) for units in range(len(self.units))} - self._gone)
         streams = {self.order_of(int(s.source)) for s in traced.values() if s.kind == "rms"}
-        groups = {self.name_of(root): self._group(root, streams) for root in roots}
+        held = {self.find(units) for units in self.held if self.order_of(units) in streams}
+        groups = {self.name_of(root): self._group(root, held) for root in roots}
         return Architecture(family, groups, axes, steps)
 
     def _without_other_tables(self, steps: Mapping[int, Step]) -> dict[int, Step]:
@@ -299,8 +300,8 @@ class Tracer(TracedBlocks):
             if self.times(name) == 1 and (single or role in ("gain", "offset"))
         }
 
-    def _group(self, root: int, streams: set[int]) -> Group:
-        units, held = self.units[root], {self.find(units) for units in self.held}
+    def _group(self, root: int, held: set[int]) -> Group:
+        units = self.units[root]
         gauge = Gauge.ORDER
         if units.named:
             gauge = Gauge.NAMED
@@ -312,6 +313,6 @@ class Tracer(TracedBlocks):
         activation = units.activation
         if activation == "linear" and units.scale and not units.sign:
             activation = "maximum"  # without a function of its own, and yet not linear
-        elif activation == "linear" and root in held and self.order_of(root) in streams:
+        elif activation == "linear" and root in held:
             activation = "unit by unit"  # a stream that may not be rotated
         return Group(self.name_of(root), units.size, gauge, activation, tied)

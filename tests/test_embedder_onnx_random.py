@@ -18,8 +18,9 @@ from embedder.errors import ArchitectureError
 from embedder.onnx_tracing import describe_onnx_model
 from embedder.rotation import rotated
 from embedder.symmetry import flipped, folded, permuted, rescaled
+from onnx_runner import outputs_of, with_weights
 
-onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxruntime")
 
 Shape = tuple[int, ...]
 Weights = dict[str, NDArray[np.floating]]
@@ -359,24 +360,8 @@ class Maker:
 
 
 def run(model: onnx.ModelProto) -> NDArray[np.float64]:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
     x = np.random.default_rng(9).normal(size=(2, 3, 4, 5)).astype(np.float32)
-    return np.asarray(session.run(None, {"x": x})[0], dtype=np.float64)
-
-
-def changed(model: onnx.ModelProto, weights: Weights) -> onnx.ModelProto:
-    """Return a model with other weights."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    for tensor in copy.graph.initializer:
-        if tensor.name in weights:
-            values = np.ascontiguousarray(weights[tensor.name])
-            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-    return copy
+    return np.asarray(outputs_of(model, {"x": x})[0], dtype=np.float64)
 
 
 def change_of(made: Maker, symmetry: str) -> float:
@@ -385,12 +370,12 @@ def change_of(made: Maker, symmetry: str) -> float:
     found = describe_onnx_model(model)
     rng = np.random.default_rng(1)
     before = run(model)
-    after = run(changed(model, SYMMETRIES[symmetry](made.constants, found, rng)))
+    after = run(with_weights(model, SYMMETRIES[symmetry](made.constants, found, rng)))
     last = {
         name: (values * (1 + 1e-6 * rng.normal(size=values.shape))).astype(np.float32)
         for name, values in made.constants.items()
     }
-    noise = float(np.abs(run(changed(model, last)) - before).max())
+    noise = float(np.abs(run(with_weights(model, last)) - before).max())
     least = max(float(np.abs(before).max()) * 1e-5, noise, 1e-30)  # the output may be zero
     return float(np.abs(after - before).max()) / least
 

@@ -17,8 +17,9 @@ from embedder.errors import ArchitectureError
 from embedder.onnx_tracing import describe_onnx
 from embedder.opening import open_checkpoint
 from embedder.symmetry import flipped, folded, permuted, rescaled
+from onnx_runner import outputs_of
 
-onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxruntime")
 
 Weights = dict[str, NDArray[np.floating]]
 Feeds = dict[str, NDArray[np.generic]]
@@ -324,14 +325,6 @@ def feeds_of(model: onnx.ModelProto, free: int = 64) -> Feeds:
     return feeds
 
 
-def run(model: onnx.ModelProto, feeds: Feeds) -> list[NDArray[np.floating]]:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
-    return list(session.run(None, feeds))
-
-
 def stored(graph: onnx.GraphProto) -> dict[str, TensorProto]:
     """Return the constants of a graph, and of those that its nodes hold, by their names."""
     found = {tensor.name: tensor for tensor in graph.initializer}
@@ -347,13 +340,13 @@ def stored(graph: onnx.GraphProto) -> dict[str, TensorProto]:
 def change_of(path: Path, found: Architecture, symmetry: str, feeds: Feeds) -> float:
     """Return the largest change of an output by the largest output."""
     model = onnx.load(path)
-    before = run(model, feeds)
+    before = outputs_of(model, feeds)
     tensors = stored(model.graph)
     weights = {name: numpy_helper.to_array(tensors[name]) for name in found.axes}
     changed = SYMMETRIES[symmetry](weights, found, np.random.default_rng(1))
     for name, values in changed.items():
         tensors[name].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values), name))
-    after = run(model, feeds)
+    after = outputs_of(model, feeds)
     return max(
         float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(after, before, strict=True)
     )
